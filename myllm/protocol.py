@@ -56,13 +56,18 @@ def encode(message: Message) -> bytes:
         line = orjson.dumps(message, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
     except (TypeError, ValueError) as error:
         raise BadDataError(f"request: cannot be sent as JSON: {error}") from error
+    return divided(line)
+
+
+def divided(line: bytes) -> bytes:
+    """`line`, newline included, as it is or, over `MAX_LINE`, as part lines. Raises BadDataError."""
     if len(line) <= MAX_LINE:
         return line
     if len(line) > MAX_MESSAGE:
         raise BadDataError(
             f"input: {len(line):,} bytes in one request, the limit is {MAX_MESSAGE:,}; split it first"
         )
-    text = line.decode()
+    text = line[:-1].decode()
     return b"".join(
         orjson.dumps(
             {"part": text[at : at + PART_CHARS], "more": at + PART_CHARS < len(text)},
@@ -126,13 +131,20 @@ class MessageReader:
         """The messages that `data` completes. Raises BadDataError; the connection is then unusable."""
         for line in self._lines.feed(data):
             message = parse(line)
-            if "part" in message:
-                if whole := self._assemble(message):
-                    yield whole
-            else:
+            if "part" not in message:
                 yield message
+            elif (whole := self._assemble(message)) is not None:
+                yield parse(whole)
 
-    def _assemble(self, part: Message) -> Message | None:
+    def feed_lines(self, data: bytes) -> Iterator[bytes]:
+        """The same messages as lines without newline, not parsed, for who only passes them on."""
+        for line in self._lines.feed(data):
+            if not line.startswith(b'{"part":'):
+                yield line
+            elif (whole := self._assemble(parse(line))) is not None:
+                yield whole
+
+    def _assemble(self, part: Message) -> bytes | None:
         text = part["part"]
         if not isinstance(text, str):
             raise BadDataError("line: a part must be a string")
@@ -144,7 +156,7 @@ class MessageReader:
             return None
         whole = "".join(self._parts)
         self._parts, self._parts_size = [], 0
-        return parse(whole.encode("utf-8", "surrogatepass"))
+        return whole.encode("utf-8", "surrogatepass")
 
 
 # ── requests ────────────────────────────────────────────────────────────────────────────────

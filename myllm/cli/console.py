@@ -1,0 +1,111 @@
+"""The standard streams as one object: bytes in, bytes out, notes on stderr.
+
+Owns what a good Unix filter does with its three descriptors: partial writes, a reader that is gone,
+a full disk, a silent stdin, and keeping terminals safe from control characters. Must not know
+commands or models. Works on descriptors, so that nothing is left in a buffer that Python would
+complain about at exit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import sys
+from collections.abc import Callable, Iterator
+from typing import Final, TextIO
+
+from myllm.errors import IOFailureError, MyllmError
+
+CHUNK: Final = 1024 * 1024
+PATIENCE: Final = 2.0
+"""Seconds of silence on stdin after which stderr says what is being waited for (DESIGN.md §3)."""
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""C0 without tab and newline, DEL, C1. Each is escaped by itself, so no sequence can be cut in two."""
+_JSON_CONTROLS: Final = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
+"""What JSON leaves as it is of the above, in UTF-8."""
+
+
+class Streams:
+    """stdin, stdout and stderr of one command; tests inject their own.
+
+    `debug` says whether errors are shown with their traceback.
+    """
+
+    def __init__(self, stdin: int = 0, stdout: int = 1, stderr: TextIO | None = None) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr if stderr is not None else sys.stderr
+        self.debug = False
+        self.before_note: Callable[[], None] = lambda: None
+        """Called before a line is written to stderr; a progress bar clears itself with it."""
+
+    @property
+    def stdin_is_terminal(self) -> bool:
+        return os.isatty(self.stdin)
+
+    @property
+    def stdout_is_terminal(self) -> bool:
+        return os.isatty(self.stdout)
+
+    @property
+    def stderr_is_terminal(self) -> bool:
+        return self.stderr.isatty()
+
+    def chunks(self, awaited: str) -> Iterator[bytes]:
+        """What comes on stdin, until its end; blocks between chunks of at most 1 MiB.
+
+        Where nothing has come after `PATIENCE` seconds, stderr says so, and that it is `awaited`.
+        Raises IOFailureError.
+        """
+        try:
+            if not select.select([self.stdin], [], [], PATIENCE)[0]:
+                self.note(f"waiting for {awaited} on stdin; end it with Ctrl-D, or give -n to read none")
+            while data := os.read(self.stdin, CHUNK):
+                yield data
+        except (OSError, ValueError) as error:
+            raise IOFailureError(f"stdin: cannot be read: {error}") from error
+
+    def write(self, data: bytes) -> None:
+        """All of `data` to stdout, at once. Raises IOFailureError; BrokenPipeError where nobody reads."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self.stdout, view) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise write_failure(error) from error
+
+    def note(self, text: str) -> None:
+        """One line on stderr, `myllm: text`; a stderr that cannot be written is nobody's loss."""
+        self.before_note()
+        try:
+            self.stderr.write(f"myllm: {visible(text)}\n")
+            self.stderr.flush()
+        except (OSError, ValueError):
+            pass
+
+    def report(self, error: MyllmError) -> None:
+        """An error as one line; with `debug` its traceback comes first."""
+        if self.debug:
+            import traceback
+
+            self.before_note()
+            traceback.print_exception(error, file=self.stderr)
+        self.note(str(error))
+
+
+def write_failure(error: OSError) -> IOFailureError:
+    """What a failed write to stdout means to the user."""
+    return IOFailureError(f"stdout: cannot be written: {error.strerror}; the output is not complete")
+
+
+def visible(text: str) -> str:
+    r"""`text` safe for a terminal: control characters but tab and newline become `\x1b` and the like."""
+    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def visible_json(line: bytes) -> bytes:
+    r"""A line of JSON safe for a terminal, with the same meaning: DEL and C1 become `\u009b` and the like."""
+    return _JSON_CONTROLS.sub(lambda match: b"\\u%04x" % ord(match[0].decode()), line)

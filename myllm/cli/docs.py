@@ -1,0 +1,162 @@
+"""Man pages and shell completions, made from the click definitions: `python -m myllm.cli.docs`.
+
+Owns their form. What they say is said once, in the commands' own help, in the table of settings and
+here under EXIT STATUS and FILES. A test holds that what is committed is what this makes.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
+
+from myllm import settings
+from myllm.cli import COMMANDS, myllm
+
+EXIT_STATUS: Final = (
+    ("0", "Answered, also where the answer was cut at --max-tokens or at the end of the window."),
+    ("1", "Some records of a batch failed, or the MyLLM command whose output was read."),
+    ("2", "The command line makes no sense."),
+    ("65", "Bad data: a file, a hash, text that is not UTF-8."),
+    ("66", "No such model or file."),
+    ("67", "The prompt does not fit the context window; nothing was generated."),
+    ("69", "The process that ran the model died, or could not be started."),
+    ("70", "Anything unforeseen; --debug shows where."),
+    ("73", "A file or folder cannot be created."),
+    ("74", "Input or output failed, say a full disk."),
+    ("75", "Try again: something is locked or full."),
+    ("77", "Permission denied."),
+    ("78", "The configuration has an unknown key or a bad value."),
+    ("124", "The deadline passed; what there was until then has been printed."),
+    ("130, 141, 143", "Ended by SIGINT, SIGPIPE or SIGTERM itself, so that loops of the shell end, too."),
+)
+"""DESIGN.md §5, as far as the commands there are can end so."""
+FILES: Final = (
+    ("$XDG_CONFIG_HOME/myllm/config.toml", "Configuration; by default ~/.config/myllm/config.toml."),
+    ("$XDG_DATA_HOME/myllm", "Pulled models and their names; by default ~/.local/share/myllm."),
+    ("$XDG_CACHE_HOME/myllm", "What can be deleted and made again; by default ~/.cache/myllm."),
+)
+SHELLS: Final[dict[str, type[ShellComplete]]] = {
+    "myllm.bash": BashComplete,
+    "_myllm": ZshComplete,
+    "myllm.fish": FishComplete,
+}
+
+
+def main(folder: str = ".") -> None:
+    """Writes `man/` and `completions/` below `folder`."""
+    for name, text in documents():
+        (Path(folder) / name).write_text(text)
+
+
+def documents() -> Iterator[tuple[str, str]]:
+    """Every generated file: its path in the repository and its text."""
+    root = click.Context(myllm, info_name="myllm", **myllm.context_settings)
+    yield "man/myllm.1", man_page(myllm, root, tuple(f"myllm-{name}" for name in sorted(COMMANDS)))
+    for name in sorted(COMMANDS):
+        command = myllm.get_command(root, name)
+        if command is not None:
+            context = click.Context(command, info_name=name, parent=root)
+            yield f"man/myllm-{name}.1", man_page(command, context, ("myllm",))
+    for file, shell in SHELLS.items():
+        yield f"completions/{file}", completion(shell)
+
+
+def completion(shell: type[ShellComplete]) -> str:
+    """The shell's completion script, which asks `myllm` itself what could follow."""
+    return shell.source_template % shell(myllm, {}, "myllm", "_MYLLM_COMPLETE").source_vars() + "\n"
+
+
+def man_page(command: click.Command, context: click.Context, see_also: tuple[str, ...]) -> str:
+    """A page of section 1 in the man macros."""
+    name = context.command_path.replace(" ", "-")
+    summary = COMMANDS.get(str(context.info_name), command.help or "").rstrip(".")
+    usage = " ".join(command.collect_usage_pieces(context))
+    parts = [
+        f'.TH "{name.upper()}" 1 "" "MyLLM" "User Commands"',
+        f".SH NAME\n{_escaped(name)} \\- {_escaped(summary[:1].lower() + summary[1:])}",
+        f".SH SYNOPSIS\n.B {_escaped(context.command_path)}\n{_escaped(usage)}",
+        f".SH DESCRIPTION\n{_prose(command.help or '')}",
+        f".SH OPTIONS\n{_options(command, context)}",
+    ]
+    if isinstance(command, click.Group):
+        parts.append(f".SH COMMANDS\n{_commands(command, context)}")
+    parts += _epilog(command.epilog or "")
+    parts += [
+        ".SH EXIT STATUS\n" + _list(EXIT_STATUS),
+        ".SH ENVIRONMENT\nA flag wins over a variable, a variable over config.toml.\n"
+        + _list(_environment()),
+        ".SH FILES\n" + _list(FILES),
+        ".SH SEE ALSO\n"
+        + ",\n".join(f".BR {_escaped(page)} (1)" for page in see_also).replace(",\n", " ,\n"),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _options(command: click.Command, context: click.Context) -> str:
+    options = [param for param in command.get_params(context) if isinstance(param, click.Option)]
+    return _list([record for option in options if (record := option.get_help_record(context))])
+
+
+def _commands(group: click.Group, context: click.Context) -> str:
+    """The commands of a group; those that have no page of their own with their options."""
+    parts = []
+    for name in group.list_commands(context):
+        if group is myllm:
+            parts.append(_list([(name, f"{COMMANDS[name]} See myllm-{name}(1).")]))
+            continue
+        command = group.get_command(context, name)
+        if command is None:
+            continue
+        inner = click.Context(command, info_name=name, parent=context)
+        usage = " ".join(command.collect_usage_pieces(inner))
+        parts.append(
+            f".SS {_escaped(f'{name} {usage}')}\n{_prose(command.help or '')}\n{_options(command, inner)}"
+        )
+    return "\n".join(parts)
+
+
+def _environment() -> list[tuple[str, str]]:
+    table = [
+        (setting.variable, f"{setting.help[:1].upper()}{setting.help[1:]}. In config.toml: {setting.key}.")
+        for setting in settings.TABLE
+    ]
+    return [*table, ("MYLLM_DEBUG", "1 shows tracebacks of errors, like --debug.")]
+
+
+def _epilog(text: str) -> list[str]:
+    """Sections of an epilog's blocks, `Title:` and lines below; other blocks are the page's own."""
+    blocks = re.findall(r"^(Examples):\n((?:  .*\n?)+)", text, re.MULTILINE)
+    return [f".SH {title.upper()}\n.nf\n{_escaped(body.rstrip())}\n.fi" for title, body in blocks]
+
+
+def _list(entries: list[tuple[str, str]] | tuple[tuple[str, str], ...]) -> str:
+    return "\n".join(
+        f".TP\n.B {_escaped(term)}\n{_escaped(' '.join(text.split()))}" for term, text in entries
+    )
+
+
+def _prose(text: str) -> str:
+    return "\n.PP\n".join(_escaped(" ".join(block.split())) for block in _plain(text).split("\n\n"))
+
+
+def _plain(text: str) -> str:
+    """Help text without click's marks, paragraphs apart."""
+    lines = [line.strip() for line in text.replace("\b\n", "").strip().splitlines()]
+    return "\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    """Text for roff: backslashes, hyphens that are minus signs, what is not ASCII, and lines like requests."""
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    escaped = "".join(c if c.isascii() else f"\\[u{ord(c):04X}]" for c in escaped)
+    return re.sub(r"^([.'])", r"\\&\1", escaped, flags=re.MULTILINE)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,224 @@
+"""`myllm gen`: options → one request → its events on stdout. Many prompts are `batch.py`'s.
+
+Owns what the options of `gen` mean together. Must not know how a request is answered. On the path of
+every warm command: nothing slow is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from myllm.cli import options
+from myllm.cli.console import Streams
+from myllm.cli.inputs import MAX_INPUT, MODES, Given, UpstreamError, compose, parse_input
+from myllm.cli.output import CountOutput, JsonlOutput, Output, TextOutput, losses, statistics
+from myllm.cli.progress import Progress
+from myllm.errors import BadDataError, DeadlineError, UnavailableError, UsageError, from_wire
+from myllm.protocol import GenRequest, encode, error_event, parse
+
+if TYPE_CHECKING:
+    from myllm.runtime.client import Client
+
+TOKEN_START = b'{"token":'
+"""How token lines begin, by far the most; they need not be parsed to be passed on."""
+
+EPILOG = """\b
+Examples:
+  echo 'Why do Unix pipes matter?' | myllm gen -t
+  cat report.txt | myllm gen 'Summarise this in one sentence.'
+  git diff | myllm gen 'Write a commit message for {} and nothing else.'
+  myllm gen -n --seed 7 --temperature 0 'Say hello.' | jq -r 'select(.done).full_text'
+  myllm gen --batch --resume out.jsonl < prompts.jsonl >> out.jsonl
+  myllm gen --map 'Classify as spam or ham: {}' --max-tokens 3 < mails.txt
+
+\b
+Exit status: 0 answered; 1 some records failed, or the command before; 2 usage;
+65 bad data; 66 no such model; 67 the prompt does not fit the window; 69 the
+model's process is gone; 74 I/O; 78 configuration; 124 deadline. See `man myllm`.
+"""
+
+
+@click.command("gen", epilog=EPILOG, short_help="Generate text from a prompt, or from many.")
+@click.argument("prompt", required=False)
+@options.model_option("smollm2")
+@click.option("--system", metavar="TEXT", help="System message.")
+@click.option("-n", "--no-stdin", is_flag=True, help="Do not read stdin.")
+@click.option(
+    "--input",
+    "input_mode",
+    type=click.Choice(MODES),
+    default="auto",
+    show_default=True,
+    help="What stdin is. auto: text, unless it is MyLLM's own stream or lines of role and content; "
+    "with --batch and --map: lines, or JSONL if the first is a JSON object.",
+)
+@click.option(
+    "--field",
+    metavar="NAME",
+    help="Key of a JSONL record's text.  [default: the first of text, prompt, content, full_text, input]",
+)
+@options.output_options
+@options.sampling_options
+@click.option(
+    "--logprobs",
+    type=click.INT,
+    metavar="N",
+    help="Log-probabilities of each token and of the N (at most 20) likeliest; in JSONL.",
+)
+@click.option("--raw", is_flag=True, help="No chat template: the model goes on with the text.")
+@click.option("--count", is_flag=True, help="Count the prompt's tokens and run nothing.")
+@options.overflow_option
+@options.deadline_option
+@click.option(
+    "--batch",
+    is_flag=True,
+    help="Answer every record of stdin, a line each; records may carry sampling parameters.",
+)
+@click.option(
+    "--map", "template", metavar="PROMPT", help="Answer PROMPT for every record, with its text at {}."
+)
+@click.option(
+    "--resume", metavar="FILE", help="Skip the records that FILE has answers to; append with >> FILE."
+)
+@click.option("--unordered", is_flag=True, help="Print records as they end, not in the order of input.")
+@click.option("--stream", is_flag=True, help="With --batch and --map: print token events, too.")
+@options.loading_options
+@options.progress_option
+@click.option("-v", "--verbose", is_flag=True, help="A line of statistics on stderr.")
+@click.pass_obj
+def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
+    """Generate text from PROMPT, from stdin, or from both.
+
+    Text on stdin comes first, then a blank line and PROMPT; {} in PROMPT places it elsewhere, and
+    {{}} is a literal {}. The newline at the end of stdin is not part of the text.
+
+    On a terminal the answer is text, elsewhere JSONL: token events and a last one with "done": true.
+    As text it ends in exactly one newline. --batch and --map print one record an answer, with the
+    input's own keys, its index (from 0, blank lines not counted) and input_hash; a bad record becomes
+    an error record, and the exit status is 1.
+    """
+    from myllm import settings
+
+    configured = settings.load()
+    chosen = values["output"] or configured.output
+    as_text = streams.stdout_is_terminal if chosen == "auto" else chosen == "text"
+    request = _request(values)
+    if values["batch"] or values["template"] is not None:
+        from myllm.cli.batch import run_batch
+
+        _check_batch(streams, prompt, values)
+        return run_batch(streams, configured, request, values, as_text=as_text)
+    for name in ("resume", "unordered", "stream"):
+        if values[name]:
+            raise UsageError(f"--{name}: it goes with --batch or --map")
+    reads_stdin = not values["no_stdin"] and not streams.stdin_is_terminal
+    if prompt is None and not reads_stdin:
+        raise UsageError("no prompt: type `myllm gen 'your prompt'`, or pipe text in")
+    output = _output(streams, as_text, values["count"])
+
+    from myllm.runtime import connect
+
+    with connect(configured) as client:  # first, so that the worker starts while stdin is read
+        try:
+            given = _read_stdin(streams, values) if reads_stdin else Given()
+        except UpstreamError as error:
+            output.done(error.line, parse(error.line))
+            raise
+        request |= compose(given, prompt)
+        event = _answer(client, request, output, Progress(streams, values["progress"]))
+    return _conclude(streams, event, values["verbose"])
+
+
+def _request(values: dict[str, Any]) -> dict[str, Any]:
+    """The request without what it is to answer. Raises UsageError for a value out of range."""
+    request: dict[str, Any] = {"op": "count" if values["count"] else "gen"}
+    if model := values["model"]:
+        request["model"] = _absolute(model)
+    if loading := options.load_options(values):
+        request["options"] = loading
+    request |= options.sampling_parameters(values)
+    request |= {name: values[name] for name in ("system", "logprobs") if values[name] is not None}
+    if values["raw"]:
+        request["raw"] = True
+    if values["on_overflow"] != "error":
+        request["on_overflow"] = values["on_overflow"]
+    if values["deadline"] is not None:
+        request["deadline_ms"] = values["deadline"] * 1000
+    GenRequest.parse(request | {"prompt": ""})
+    return request
+
+
+def _absolute(model: str) -> str:
+    """A path to a model as any process understands it; names as they are."""
+    from myllm.models.names import is_path
+
+    return os.path.abspath(os.path.expanduser(model)) if is_path(model) else model  # noqa: PTH100, PTH111 — no pathlib here
+
+
+def _check_batch(streams: Streams, prompt: str | None, values: dict[str, Any]) -> None:
+    """Raises UsageError for options that make no sense with many prompts."""
+    if prompt is not None:
+        raise UsageError(
+            f"PROMPT does not go with --batch or --map; --map {prompt + ' {}'!r} asks it of every record"
+        )
+    if values["batch"] and values["template"] is not None:
+        raise UsageError("--batch and --map: give one of them")
+    if values["input_mode"] == "text":
+        raise UsageError("--input text: --batch and --map take lines or jsonl")
+    if values["no_stdin"] or streams.stdin_is_terminal:
+        raise UsageError("stdin: --batch and --map read records from it; give < FILE, or pipe them in")
+
+
+def _read_stdin(streams: Streams, values: dict[str, Any]) -> Given:
+    """All of stdin. Raises BadDataError, UsageError, IOFailureError."""
+    chunks: list[bytes] = []
+    size = 0
+    for chunk in streams.chunks("text"):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > MAX_INPUT:
+            raise BadDataError(
+                f"stdin: more than {MAX_INPUT:,} bytes, which no request can hold; split it, or give --batch"
+            )
+    return parse_input(b"".join(chunks), values["input_mode"], values["field"])
+
+
+def _output(streams: Streams, as_text: bool, count: bool) -> Output:
+    if not as_text:
+        return JsonlOutput(streams)
+    return CountOutput(streams) if count else TextOutput(streams)
+
+
+def _answer(client: Client, request: dict[str, Any], output: Output, progress: Progress) -> dict[str, Any]:
+    """Runs one request, its events going to `output`; returns the done event."""
+    try:
+        for line in client.stream(request):
+            if line.startswith(TOKEN_START):
+                progress.close()
+                output.token(line)
+            elif (event := parse(line)).get("done") is not True:
+                progress.preparing(event)
+        # the last one is the done event
+    except UnavailableError as error:
+        event = error_event(error)
+        line = encode(event).rstrip()
+    finally:
+        progress.close()
+    output.done(line, event)
+    return event
+
+
+def _conclude(streams: Streams, event: dict[str, Any], verbose: bool) -> int:
+    """Notes on stderr and the exit status. Raises what the done event says went wrong."""
+    if error := event.get("error"):
+        raise from_wire(error)
+    if lost := losses(event):
+        streams.note(lost)
+    if verbose:
+        streams.note(statistics(event))
+    if event.get("finish_reason") == "deadline":
+        raise DeadlineError("deadline: it passed; the answer is what there was until then")
+    return 0

@@ -1,0 +1,231 @@
+"""Options that several commands share, and how their values become parts of a request.
+
+Owns names, help and value checks of the model, loading, sampling and output options. Must not know
+what is done with them; ranges are the protocol's to check.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import click
+
+from myllm.errors import MyllmError
+from myllm.protocol import OVERFLOW, SAMPLING, LoadOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
+
+LOGIT_BIAS: Final = "logit_bias."
+MAX_BIAS: Final = 1e9
+NAMED: Final = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
+"""Sampling parameters with an option of their own; the others are for `--set`."""
+
+
+def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    """Seconds in `20s`, `5m`, `500ms`."""
+    if text is None:
+        return None
+    from myllm.settings import parse_duration
+
+    try:
+        return parse_duration(text)
+    except MyllmError as error:
+        raise click.BadParameter(str(error), ctx, param) from error
+
+
+def _assignments(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> dict[str, Any]:
+    """The parameters that `KEY=VALUE` texts set, with `logit_bias.TOKEN=VALUE` gathered under one key."""
+    given: dict[str, Any] = {}
+    for text in texts:
+        key, equals, number = text.rpartition("=")  # a token may hold "="
+        if not equals:
+            raise click.BadParameter(f"{text!r}: expected KEY=VALUE, say dry_multiplier=0.8", ctx, param)
+        token = key.removeprefix(LOGIT_BIAS)
+        is_bias = key.startswith(LOGIT_BIAS) and token
+        if key not in SAMPLING and not is_bias:
+            raise click.BadParameter(f"{key!r}: no such parameter; {_nearest(key)}", ctx, param)
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if math.isnan(value):
+            raise click.BadParameter(f"{key}: expected a number, not {number!r}", ctx, param)
+        if is_bias:  # JSON has no infinity; the limit of the protocol bans as well
+            given.setdefault("logit_bias", {})[token] = max(-MAX_BIAS, min(value, MAX_BIAS))
+        else:
+            given[key] = value
+    return given
+
+
+def _nearest(key: str) -> str:
+    from difflib import get_close_matches
+
+    known = [*SAMPLING, f"{LOGIT_BIAS}TOKEN"]
+    near = get_close_matches(key, known, 3)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+
+
+def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Names on record and in the catalog for the shell's TAB; files for what begins like a path."""
+    from click.shell_completion import CompletionItem
+
+    from myllm import settings
+    from myllm.models.names import is_path
+    from myllm.models.registry import Registry
+
+    if is_path(incomplete):
+        return [CompletionItem(incomplete, type="file")]
+    try:
+        registry = Registry(settings.load())
+        known = [model.name for model in registry.recorded()]
+        known += [entry.name for entry in registry.not_pulled()]
+    except MyllmError:
+        return []
+    return [CompletionItem(name) for name in known if name.startswith(incomplete)]
+
+
+def _combined(*decorators: Decorator[Any]) -> Decorator[Any]:
+    def decorate(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+def model_option(default: str) -> Decorator[Any]:
+    """`-m/--model`; `default` is named in the help."""
+    return click.option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        shell_complete=_complete_model,
+        help=f"Model's name, or a path to a GGUF file.  [env var: MYLLM_MODEL; default: {default}]",
+    )
+
+
+output_options = _combined(
+    click.option(
+        "-o",
+        "--output",
+        type=click.Choice(["auto", "text", "jsonl"]),
+        help="auto is text on a terminal and JSONL otherwise.  [env var: MYLLM_OUTPUT; default: auto]",
+    ),
+    click.option("-t", "output", flag_value="text", help="The same as --output text."),
+)
+
+progress_option = click.option(
+    "--progress/--no-progress",
+    default=None,
+    help="Show bars on stderr, or not.  [default: if it is a terminal]",
+)
+
+loading_options = _combined(
+    click.option("--context", type=click.INT, metavar="N", help="Window in tokens.  [default: by need]"),
+    click.option(
+        "--parallel",
+        type=click.INT,
+        metavar="N",
+        help="Sequences at once, at most.  [default: measured]",
+    ),
+    click.option(
+        "--kv-type", type=click.Choice(LoadOptions.KV_TYPES), help="Type of the KV cache.  [default: f16]"
+    ),
+    click.option(
+        "--flash-attn",
+        type=click.Choice(["auto", "off"]),
+        help="off: the same logits in any batch, a little slower.  [default: auto]",
+    ),
+    click.option("--threads", type=click.INT, metavar="N", help="CPU threads.  [default: physical cores]"),
+    click.option(
+        "--gpu-layers",
+        type=click.INT,
+        metavar="N",
+        help="Layers on the GPU; -1 is all.  [default: -1]",
+    ),
+)
+
+sampling_options = _combined(
+    click.option(
+        "--max-tokens",
+        type=click.INT,
+        metavar="N",
+        help="Stop after N tokens.  [default: window is full]",
+    ),
+    click.option(
+        "--temperature",
+        type=click.FLOAT,
+        metavar="X",
+        help="0 is greedy.  [default: the model's own, else 0.8]",
+    ),
+    click.option(
+        "--top-p",
+        type=click.FLOAT,
+        metavar="X",
+        help="Nucleus sampling.  [default: the model's own, else 0.95]",
+    ),
+    click.option(
+        "--top-k",
+        type=click.INT,
+        metavar="N",
+        help="Keep the N likeliest; 0 is all.  [default: the model's own, else 40]",
+    ),
+    click.option(
+        "--min-p",
+        type=click.FLOAT,
+        metavar="X",
+        help="Drop what is below X × the likeliest.  [default: the model's own, else 0.05]",
+    ),
+    click.option("--repeat-penalty", type=click.FLOAT, metavar="X", help="1 is none.  [default: 1]"),
+    click.option(
+        "--seed", type=click.INT, metavar="N", help="Of the draw.  [default: random; the answer names it]"
+    ),
+    click.option(
+        "--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."
+    ),
+    click.option("--ignore-eos", is_flag=True, help="Go on past the model's end-of-text token."),
+    click.option(
+        "--set",
+        "assignments",
+        multiple=True,
+        callback=_assignments,
+        metavar="KEY=VALUE",
+        help="Any other sampling parameter, and logit_bias.TOKEN=VALUE, where TOKEN is an id "
+        "or a text that is one token (-inf bans it).",
+    ),
+)
+
+deadline_option = click.option(
+    "--deadline",
+    metavar="TIME",
+    callback=_duration,
+    help="Stop after this time, say 20s or 5m, and keep what there is (exit 124). Loading the model counts.",
+)
+
+overflow_option = click.option(
+    "--on-overflow",
+    type=click.Choice(OVERFLOW),
+    default="error",
+    show_default=True,
+    help="A prompt over the window: refuse it (exit 67), or cut text at its head, tail or middle.",
+)
+
+
+def load_options(values: dict[str, Any]) -> dict[str, Any]:
+    """The `options` object of a request, of what was given. Raises UsageError for a value out of range."""
+    return LoadOptions.parse({name: values[name] for name in LoadOptions.__dataclass_fields__}).to_wire()
+
+
+def sampling_parameters(values: dict[str, Any]) -> dict[str, Any]:
+    """The sampling part of a request, of what was given. `--set` wins over an option of the same name."""
+    names = (*NAMED, "max_tokens", "seed")
+    given = {name: values[name] for name in names if values.get(name) is not None}
+    if values["stop"]:
+        given["stop"] = list(values["stop"])
+    if values["ignore_eos"]:
+        given["ignore_eos"] = True
+    assigned: dict[str, Any] = values["assignments"]
+    return given | assigned

@@ -1,0 +1,110 @@
+"""The seam between a worker and what runs a model: the Engine interface, and which engine a file needs.
+
+A second engine (a remote server, say) implements `Engine` and passes tests/engine/test_contract.py.
+Must not know sockets, processes or templates. Imports no engine until one is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from myllm.protocol import GenRequest, LoadOptions, Message
+
+Emit = Callable[[list[Message]], None]
+"""Takes the events of one step at once, each with its request's `id`; called from the engine's thread."""
+
+Progress = Callable[[float], None]
+"""Takes the part of a load that is done, 0 to 1."""
+
+
+class Tokenizer(Protocol):
+    """Text ⇄ token ids; every member may be used from any thread."""
+
+    @property
+    def special_tokens(self) -> Sequence[str]:
+        """The texts of all control tokens."""
+
+    @property
+    def bos(self) -> int | None: ...
+    @property
+    def eos(self) -> int | None: ...
+    @property
+    def bos_text(self) -> str: ...
+    @property
+    def eos_text(self) -> str: ...
+    @property
+    def add_bos(self) -> bool:
+        """Whether a prompt begins with `bos`."""
+
+    @property
+    def max_piece_bytes(self) -> int:
+        """No token stands for more bytes of text than this: a text's bytes over it bound its tokens below."""
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids, without BOS; only with `special` does the text of a control token become its id."""
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+
+class Engine(Protocol):
+    """One loaded model that runs many requests at once, on a thread of its own."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def window(self) -> int:
+        """The most tokens one sequence may have, prompt and answer together."""
+
+    def submit(
+        self,
+        request: GenRequest,
+        prompt: list[int],
+        *,
+        dropped_tokens: int = 0,
+        arrived: float | None = None,
+    ) -> None:
+        """Takes in a request (its `id` set) with its tokens. Thread-safe, returns at once.
+
+        Its events, up to exactly one done event, come through the `Emit` the engine was opened with.
+        Deadline and timings count from `arrived`, a moment of `time.monotonic`; None means now.
+        """
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request with finish reason `cancelled`; an unknown id is ignored. Thread-safe."""
+
+    def status(self) -> dict[str, Any]:
+        """Counters and settings worth showing, as JSON values. Thread-safe."""
+
+    def close(self) -> None:
+        """Ends the engine's thread and frees the model; blocks until that is done."""
+
+
+def open_engine(
+    path: Path,
+    options: LoadOptions,
+    emit: Emit,
+    progress: Progress,
+    recommended: Mapping[str, float] = MappingProxyType({}),
+) -> Engine:
+    """Loads the model at `path`; blocks for as long as that takes.
+
+    `recommended` are the sampling parameters that the model's file asks for, by their wire names.
+    Raises BadDataError for a file that is no model or a broken one, UsageError for options it
+    cannot have, UnavailableError where there is too little memory.
+    """
+    if is_fake(path):
+        from myllm.engine.fake import open_fake
+
+        return open_fake(path, options, emit, progress)
+    from myllm.engine.engine import LlamaEngine
+
+    return LlamaEngine(path, options, emit, progress, recommended=dict(recommended))
+
+
+def is_fake(path: Path) -> bool:
+    """Whether the file is a script for the fake engine, by its name."""
+    return path.name.endswith(".fake.json")

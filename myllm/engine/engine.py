@@ -1,0 +1,428 @@
+"""The engine: one thread that owns a context and loops: take in, plan, decode, sample, emit.
+
+Knows requests and tokens, not models' names, templates, sessions, sockets or processes. What a
+step does is decided in scheduler.py; how llama.cpp is told, in llama.py.
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from myllm import hardware
+from myllm.engine import llama, sampling
+from myllm.engine.generation import Generation, Times
+from myllm.engine.pace import TILE_ROWS
+from myllm.engine.scheduler import Chunk, Plan, Scheduler
+from myllm.engine.sequence import Sequence
+from myllm.engine.space import POOL, Pool, Streams, round_up
+from myllm.engine.text import TextStream
+from myllm.errors import BadDataError, ContextOverflowError, InternalError, MyllmError, UsageError
+from myllm.protocol import MAX_SEED, GenRequest, LoadOptions, Message, error_event, tagged
+
+Emit = Callable[[list[Message]], None]
+
+BATCH = 512
+"""Tokens in a step at most; more does not prefill faster on a CPU and delays cancellations."""
+SLOTS = 128
+"""Sequence ids: the running ones and as many idle prefixes to reuse. Free of cost in a unified cache."""
+STREAMS = 16
+"""Sequences at once where each has cells of its own, and pays memory for them."""
+MEMORY_SHARE = 0.8
+"""How much of the memory that is free at load time the KV cache may come to."""
+MAX_FAILURES = 2
+"""Steps that may fail under a request before it is given up instead of started again."""
+
+
+class LlamaEngine:
+    """Runs requests on one model with continuous batching; see `myllm.engine.Engine` for the interface."""
+
+    def __init__(
+        self,
+        path: Path,
+        options: LoadOptions,
+        emit: Emit,
+        progress: Callable[[float], None],
+        *,
+        recommended: dict[str, float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Loads the model (blocks) and starts the thread. `recommended` are the file's sampling defaults.
+
+        Raises BadDataError for a file that llama.cpp refuses or a model that cannot generate.
+        """
+        llama.start()
+        self._path, self._options, self._emit, self._clock = path, options, emit, clock
+        self._recommended = recommended or {}
+        gpu_layers = -1 if options.gpu_layers is None else options.gpu_layers
+        self._model = llama.Model(path, gpu_layers=gpu_layers, progress=progress)
+        if self._model.has_encoder or not self._model.has_decoder:
+            raise BadDataError(
+                f"{path.name}: an encoder model; it makes embeddings, not text: use `myllm embed`"
+            )
+        self.tokenizer = self._model.tokenizer
+        self.window = self._window()
+        self._batch = llama.Batch(BATCH)
+        self._context: llama.Context | None = None
+        self._scheduler = self._new_scheduler()
+        self._generations: dict[int, Generation] = {}
+        self._arrivals = 0
+        self._seconds = {"decode": 0.0, "step": 0.0}
+        self._counts = {"steps": 0, "prompt_tokens": 0, "generated_tokens": 0, "cached_tokens": 0}
+        self._inbox: queue.SimpleQueue[Callable[[], list[Message]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    # ── called from other threads ───────────────────────────────────────────────────────────
+
+    def submit(
+        self,
+        request: GenRequest,
+        prompt: list[int],
+        *,
+        dropped_tokens: int = 0,
+        arrived: float | None = None,
+    ) -> None:
+        """Queues a request whose `id` is set; `arrived` is a time of the engine's clock. Returns at once."""
+        times = Times(self._clock() if arrived is None else arrived)
+        self._inbox.put(lambda: self._start(request, prompt, dropped_tokens, times))
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request at the next step with finish_reason `cancelled`; an unknown id is no error."""
+        self._inbox.put(lambda: self._finish_by_id(request_id, "cancelled"))
+
+    def status(self) -> Message:
+        """Counts for people and benchmarks; cells and tokens are numbers, times are seconds."""
+        scheduler = self._scheduler
+        return {
+            "window": self.window,
+            "cells": scheduler.cache.n_cells,
+            "cells_free": scheduler.cache.n_free,
+            "sequences_active": len(scheduler.active),
+            "sequences_waiting": len(scheduler.waiting),
+            "row_limit": scheduler.row_limit.limit,
+            "threads": self._n_threads,
+            "device": "gpu" if llama.lib.llama_supports_gpu_offload() else "cpu",
+            **self._counts,
+            "decode_seconds": round(self._seconds["decode"], 3),
+            "step_seconds": round(self._seconds["step"], 3),
+        }
+
+    def close(self) -> None:
+        """Ends the thread after its step and frees the model; requests in flight get no more events."""
+        self._inbox.put(None)
+        self._thread.join()
+        if self._context:
+            self._context.close()
+        self._model.close()
+
+    # ── the engine's thread ─────────────────────────────────────────────────────────────────
+
+    def _run(self) -> None:
+        while self._take_in():
+            try:
+                self._emit_all(self._expire())
+                plan = self._scheduler.plan()
+                if plan.operations or plan.chunks or plan.grow_to:
+                    self._emit_all(self._step(plan))
+            except MyllmError as error:
+                self._fail_all(error)
+            except Exception as error:  # noqa: BLE001 - a bug costs the requests in flight, not the worker
+                traceback.print_exc(file=sys.stderr)
+                self._fail_all(InternalError(f"engine: {type(error).__name__}: {error}; please report it"))
+
+    def _take_in(self) -> bool:
+        """Handles what came in; waits only while there is nothing to do. False ends the thread."""
+        events: list[Message] = []
+        wait = not (self._scheduler.active or self._scheduler.waiting)
+        while True:
+            try:
+                action = self._inbox.get(block=wait)
+            except queue.Empty:
+                break
+            if action is None:
+                return False
+            events += action()
+            wait = False
+        self._emit_all(events)
+        return True
+
+    def _step(self, plan: Plan) -> list[Message]:
+        """Does what the plan says: 1. admit, 2. memory, 3. decode and sample, 4. report how long it took."""
+        started = self._clock()
+        for generation in map(self._generation, plan.admitted):
+            self._admitted(generation, started)
+        if self._context:
+            for operation in plan.operations:
+                self._context.apply(operation)
+        if plan.grow_to:
+            self._grow(plan.grow_to)
+            return []
+        events: list[Message] = []
+        for chunks in self._batches(plan):
+            code, produced = self._decode(chunks)
+            if code:
+                return events + self._recover(plan, code)
+            events += produced
+        seconds = self._clock() - started
+        self._seconds["step"] += seconds
+        self._counts["steps"] += 1
+        self._counts["prompt_tokens"] += plan.prompt_tokens
+        self._scheduler.observe(plan, seconds)
+        return events
+
+    def _batches(self, plan: Plan) -> list[list[Chunk]]:
+        """All chunks in one batch; where sequences are isolated, each prompt chunk in a batch of its own."""
+        if not plan.chunks:
+            return []
+        if not self._scheduler.space.isolates:
+            return [plan.chunks]
+        rows = [chunk for chunk in plan.chunks if chunk.end - chunk.start == 1]
+        return ([rows] if rows else []) + [[c] for c in plan.chunks if c.end - c.start > 1]
+
+    def _decode(self, chunks: list[Chunk]) -> tuple[int, list[Message]]:
+        """One batch through llama.cpp: its return code and, where that is 0, what was sampled."""
+        if self._context is None:
+            raise ValueError("a batch needs a context")
+        self._batch.clear()
+        due = [(chunk, index) for chunk, index in self._fill(chunks) if chunk.sample]
+        started = self._clock()
+        code = self._context.decode(self._batch)
+        decoded = self._clock()
+        self._seconds["decode"] += decoded - started
+        return code, [] if code else self._sample(self._context, due, decoded)
+
+    def _fill(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, int]]:
+        """Adds the chunks to the batch; yields each with the index of its last token."""
+        for chunk in chunks:
+            sequence, start, end, sample = chunk
+            if sequence.slot is None:
+                raise ValueError("a planned sequence has a slot")
+            tokens = sequence.tokens[start:end]
+            yield chunk, self._batch.add(tokens, start, sequence.slot.id, output=sample)
+
+    def _sample(self, context: llama.Context, due: list[tuple[Chunk, int]], now: float) -> list[Message]:
+        """Samples the next token of every sequence that is due, and says what came of it."""
+        if not due:
+            return []
+        logits = context.logits(len(due))
+        generations = [self._generation(chunk.sequence) for chunk, _ in due]
+        likeliest = logits.argmax(1).tolist() if any(g.sampler is None for g in generations) else []
+        events: list[Message] = []
+        for row, (generation, (_, index)) in enumerate(zip(generations, due, strict=True)):
+            sampler = generation.sampler
+            token = likeliest[row] if sampler is None else sampler.sample(context, index)
+            events += self._take_token(generation, token, logits[row], now)
+        return events
+
+    def _take_token(
+        self, generation: Generation, token: int, logits: NDArray[np.float32], now: float
+    ) -> list[Message]:
+        """Appends a sampled token and makes its events, the done event too where it was the last."""
+        if self.tokenizer.is_end(token):
+            return self._finish(generation, "stop")
+        times, sequence = generation.times, generation.sequence
+        times.first_token = now if times.first_token is None else times.first_token
+        times.last_token = now
+        sequence.tokens.append(token)
+        self._counts["generated_tokens"] += 1
+        extra = self._logprobs(logits, token, generation.request.logprobs)
+        events = generation.token_events(self.tokenizer.piece(token), extra)
+        if generation.text.stopped:
+            return events + self._finish(generation, "stop")
+        if len(sequence.tokens) >= sequence.limit:
+            return events + self._finish(generation, "length")
+        return events
+
+    def _logprobs(self, logits: NDArray[np.float32], token: int, top: int | None) -> Message:
+        if top is None:
+            return {}
+        logprob, ranked = sampling.log_probabilities(logits, token, top)
+        named = [{"token": self.tokenizer.decode([t]), "logprob": round(value, 6)} for t, value in ranked]
+        return {"logprob": round(logprob, 6), "top_logprobs": named}
+
+    # ── a request's life ────────────────────────────────────────────────────────────────────
+
+    def _start(
+        self, request: GenRequest, prompt: list[int], dropped_tokens: int, times: Times
+    ) -> list[Message]:
+        if request.id is None or request.id in self._generations:
+            raise ValueError("the worker gives every request an id of its own")
+        try:
+            generation = self._new_generation(request, prompt, dropped_tokens, times)
+        except MyllmError as error:
+            return [tagged(error_event(error), request.id)]
+        self._generations[request.id] = generation
+        if request.max_tokens == 0:
+            return self._finish(generation, "length")
+        self._scheduler.submit(generation.sequence)
+        return []
+
+    def _new_generation(
+        self, request: GenRequest, prompt: list[int], dropped_tokens: int, times: Times
+    ) -> Generation:
+        if len(prompt) >= self.window:
+            raise ContextOverflowError(
+                f"prompt: {len(prompt):,} tokens do not fit the window of {self.window:,}; shorten it"
+            )
+        answer = self.window if request.max_tokens is None else request.max_tokens
+        limit = min(len(prompt) + answer, self.window)
+        seed = secrets.randbelow(MAX_SEED) if request.seed is None else request.seed
+        self._arrivals += 1
+        return Generation(
+            request,
+            Sequence(request.id or 0, list(prompt), limit, request.priority, self._arrivals),
+            times,
+            n_prompt=len(prompt),
+            seed=seed,
+            dropped_tokens=dropped_tokens,
+            sampler=self._new_sampler(request, prompt, seed),
+            text=TextStream(request.stop),
+        )
+
+    def _admitted(self, generation: Generation, now: float) -> None:
+        if generation.times.admitted is None:
+            generation.times.admitted = now
+            generation.n_cached = generation.sequence.n_cached
+            self._counts["cached_tokens"] += generation.n_cached
+
+    def _finish_by_id(self, request_id: int, finish_reason: str) -> list[Message]:
+        generation = self._generations.get(request_id)
+        return self._finish(generation, finish_reason) if generation else []
+
+    def _finish(self, generation: Generation, finish_reason: str) -> list[Message]:
+        self._forget(generation)
+        return generation.closing_events(finish_reason, self._clock())
+
+    def _fail(self, generation: Generation, error: MyllmError) -> Message:
+        self._forget(generation)
+        return tagged(error_event(error), generation.request.id)
+
+    def _forget(self, generation: Generation) -> None:
+        self._scheduler.remove(generation.sequence)
+        del self._generations[generation.sequence.id]
+        if generation.sampler:
+            generation.sampler.close()
+
+    def _expire(self) -> list[Message]:
+        """Ends the requests whose deadline has passed, running or queued."""
+        now = self._clock()
+        late = [
+            g
+            for g in self._generations.values()
+            if g.request.deadline_ms is not None and (now - g.times.arrived) * 1000 >= g.request.deadline_ms
+        ]
+        return [event for generation in late for event in self._finish(generation, "deadline")]
+
+    def _recover(self, plan: Plan, code: int) -> list[Message]:
+        """After a failed decode nothing of the step can be trusted: its sequences start again, once."""
+        sys.stderr.write(f"llama_decode: {code} with {plan.rows} rows, {plan.prompt_tokens} prompt tokens\n")
+        events = []
+        for generation in {self._generation(chunk.sequence): None for chunk in plan.chunks}:
+            generation.failures += 1
+            self._scheduler.restart(generation.sequence)
+            if generation.failures >= MAX_FAILURES:
+                events.append(self._fail(generation, InternalError(f"llama.cpp: decode failed with {code}")))
+        return events
+
+    def _fail_all(self, error: MyllmError) -> None:
+        """Everything in flight fails and the engine starts from an empty cache."""
+        self._emit_all([self._fail(generation, error) for generation in list(self._generations.values())])
+        if self._context:
+            self._context.close()
+            self._context = None
+        self._scheduler = self._new_scheduler()
+
+    # ── parts ───────────────────────────────────────────────────────────────────────────────
+
+    def _grow(self, n_cells: int) -> None:
+        """A context of `n_cells` in place of the present one; running sequences move, idle ones go."""
+        n_cells = round_up(max(n_cells, BATCH))
+        moving: list[tuple[Sequence, NDArray[np.uint8]]] = []
+        if self._context:
+            for sequence in self._scheduler.active:
+                if sequence.slot and sequence.n_cached:
+                    moving.append((sequence, self._context.read_state(sequence.slot.id)))
+            self._context.close()
+            self._context = None
+        self._context = llama.Context(
+            self._model,
+            n_ctx=n_cells,
+            n_seq_max=len(self._scheduler.cache.slots),
+            n_batch=BATCH,
+            unified=not self._isolates,
+            n_threads=self._n_threads,
+            kv_type=self._options.kv_type or "f16",
+            flash_attn=self._options.flash_attn != "off",
+        )
+        self._scheduler.grown(n_cells)
+        for sequence, state in moving:
+            if sequence.slot and not self._context.write_state(sequence.slot.id, state):
+                self._scheduler.restart(sequence)
+
+    def _new_sampler(self, request: GenRequest, prompt: list[int], seed: int) -> llama.Sampler | None:
+        values = sampling.effective(request.sampling, self._recommended)
+        biases = dict.fromkeys(self.tokenizer.suppressed, float("-inf"))
+        if request.ignore_eos:
+            biases |= dict.fromkeys(self.tokenizer.end_tokens, float("-inf"))
+        biases |= {self._bias_token(name): value for name, value in request.logit_bias.items()}
+        if sampling.is_greedy(values, bool(biases)):
+            return None
+        sampler = llama.Sampler(sampling.chain(values, seed, self.tokenizer.n_vocab, biases), self._model)
+        if sampling.is_penalised(values):
+            sampler.accept(prompt)
+        return sampler
+
+    def _bias_token(self, name: str) -> int:
+        if name.isdecimal() and int(name) < self.tokenizer.n_vocab:
+            return int(name)
+        tokens = self.tokenizer.encode(name, special=True)
+        if len(tokens) != 1:
+            raise UsageError(
+                f"logit_bias: {name!r} is {len(tokens)} tokens of this model; give one, or its id"
+            )
+        return tokens[0]
+
+    def _new_scheduler(self) -> Scheduler:
+        most = min(self._options.parallel or TILE_ROWS - 1, TILE_ROWS - 1)
+        if self._isolates:
+            rows = min(most, STREAMS)
+            return Scheduler(
+                Streams(rows), max_cells=rows * self.window, max_rows=rows, n_slots=rows, batch=BATCH
+            )
+        max_cells = max(self.window, min(POOL, self._affordable_cells()))
+        return Scheduler(Pool(), max_cells=max_cells, max_rows=most, n_slots=SLOTS, batch=BATCH)
+
+    @property
+    def _isolates(self) -> bool:
+        return self._model.is_recurrent or self._options.flash_attn == "off"
+
+    def _window(self) -> int:
+        rows = STREAMS if self._isolates else 1
+        affordable = self._affordable_cells() // rows
+        return min(self._options.context or affordable, self._model.n_ctx_train)
+
+    def _affordable_cells(self) -> int:
+        """Cells that fit the memory now free, at 2 bytes a number (the default type)."""
+        per_cell = max(2 * self._model.kv_values_per_token, 1)
+        return max(int(hardware.available_memory() * MEMORY_SHARE / per_cell), BATCH)
+
+    @property
+    def _n_threads(self) -> int:
+        return self._options.threads or hardware.physical_cores()
+
+    def _generation(self, sequence: Sequence) -> Generation:
+        return self._generations[sequence.id]
+
+    def _emit_all(self, events: list[Message]) -> None:
+        if events:
+            self._emit(events)

@@ -1,0 +1,313 @@
+"""A scripted engine with the interface of the real one: exact answers at a set pace, faults on order.
+
+The script is a JSON file named `*.fake.json` (see `Script`). Daemon, HTTP and CLI tests run on it
+in milliseconds. Must not know sockets, templates or llama.cpp.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from myllm.engine import Emit, Progress
+from myllm.engine.generation import Generation, Times
+from myllm.engine.sequence import Sequence as SequenceOfTokens
+from myllm.engine.text import TextStream
+from myllm.errors import BadDataError, InternalError, NotFoundError
+from myllm.protocol import GenRequest, LoadOptions, Message, error_event, tagged
+
+SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
+"""Control tokens; a token's id is its place here."""
+PIECE = re.compile(r"\s?[^\s<]{1,16}|\s?<|\s")
+"""A word with the space before it is one token; long ones break up, and `<` stands alone."""
+CONTENTS_ONLY = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""The default chat template: nothing but the contents, so that an echo is exactly what was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What goes wrong, and when: after `after_tokens` tokens of the `request`-th request, or `at` "load".
+
+    Kinds: `kill`, `segv` and `abort` are signals, `exit` is status 3, `hang` never returns, `error`
+    is a foreign exception. `request` counts from 1; None means whichever comes first. `words` go to
+    stderr just before.
+    """
+
+    kind: str
+    at: str = "token"
+    after_tokens: int = 0
+    request: int | None = None
+    words: str = ""
+
+    def strike(self) -> None:
+        """Lets it happen; returns for no kind, and raises RuntimeError for `error`."""
+        if self.words:
+            sys.stderr.write(self.words + "\n")
+            sys.stderr.flush()
+        if number := {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "abort": signal.SIGABRT}.get(self.kind):
+            os.kill(os.getpid(), number)
+        if self.kind == "exit":
+            os._exit(3)
+        if self.kind == "error":
+            raise RuntimeError("scripted fault")
+        threading.Event().wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """The keys of a `*.fake.json`.
+
+    `tokens` are the pieces of every answer, which then stops; without them the answer repeats the
+    prompt token by token. Paces are in ms; all running requests advance by one token a step.
+    """
+
+    tokens: list[str] | None = None
+    prompt_ms_per_token: float = 0
+    ms_per_token: float = 0
+    load_ms: float = 0
+    window: int = 4096
+    parallel: int = 64
+    template: str | None = CONTENTS_ONLY
+    add_bos: bool = False
+    fault: Fault | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Script:
+        """The script at `path`. Raises NotFoundError, or BadDataError for anything but a script."""
+        try:
+            values = orjson.loads(path.read_bytes())
+            if not isinstance(values, dict):
+                raise ValueError("not a JSON object")
+            if unknown := set(values) - {f.name for f in fields(cls)}:
+                raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
+            if fault := values.get("fault"):
+                values["fault"] = Fault(**fault)
+            return cls(**values)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{path}: no such file") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise BadDataError(f"{path}: not a fake model: {error}") from error
+
+
+class WordTokenizer:
+    """Words as tokens; ids are given out as words are met. Implements Tokenizer."""
+
+    special_tokens: Sequence[str] = SPECIAL
+    bos, eos = 1, 2
+    bos_text, eos_text = SPECIAL[bos], SPECIAL[eos]
+    max_piece_bytes = 4 * 17
+
+    def __init__(self, *, add_bos: bool = False) -> None:
+        self.add_bos = add_bos
+        self._pieces: list[str] = list(SPECIAL)
+        self._ids: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._specials = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        with self._lock:
+            if not special:
+                return self._words(text)
+            tokens: list[int] = []
+            for index, part in enumerate(self._specials.split(text)):
+                tokens += [SPECIAL.index(part)] if index % 2 else self._words(part)
+            return tokens
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(self._pieces[token] for token in tokens)
+
+    def _words(self, text: str) -> list[int]:
+        return [self._id(piece) for piece in PIECE.findall(text)]
+
+    def _id(self, piece: str) -> int:
+        if piece not in self._ids:
+            self._ids[piece] = len(self._pieces)
+            self._pieces.append(piece)
+        return self._ids[piece]
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """One request on its way: the pieces it will say, and the generation that turns them into events."""
+
+    number: int
+    pieces: list[str]
+    deadline: float
+    generation: Generation
+
+    @property
+    def said(self) -> int:
+        return self.generation.n_generated
+
+
+class FakeEngine:
+    """Runs a Script. Implements Engine; one thread, no compute."""
+
+    def __init__(self, script: Script, options: LoadOptions, emit: Emit) -> None:
+        self.tokenizer = WordTokenizer(add_bos=script.add_bos)
+        self.window = min(options.context or script.window, script.window)
+        self._script = script
+        self._parallel = options.parallel or script.parallel
+        self._emit = emit
+        self._waiting: list[Answer] = []
+        self._running: list[Answer] = []
+        self._cancelled: set[int | None] = set()
+        self._count = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="fake engine", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self,
+        request: GenRequest,
+        prompt: list[int],
+        *,
+        dropped_tokens: int = 0,
+        arrived: float | None = None,
+    ) -> None:
+        now = time.monotonic() if arrived is None else arrived
+        limit = self.window if request.max_tokens is None else len(prompt) + request.max_tokens
+        generation = Generation(
+            request,
+            SequenceOfTokens(id=request.id or 0, tokens=list(prompt), limit=min(limit, self.window)),
+            Times(now),
+            n_prompt=len(prompt),
+            seed=request.seed or 0,
+            dropped_tokens=dropped_tokens,
+            text=TextStream(request.stop),
+        )
+        deadline = now + (math.inf if request.deadline_ms is None else request.deadline_ms / 1000)
+        with self._changed:
+            self._count += 1
+            pieces = self._pieces(request, prompt)
+            self._waiting.append(Answer(self._count, pieces, deadline, generation))
+            self._changed.notify()
+
+    def cancel(self, request_id: int) -> None:
+        with self._changed:
+            self._cancelled.add(request_id)
+            self._changed.notify()
+
+    def status(self) -> dict[str, Any]:
+        with self._changed:
+            return {"engine": "fake", "running": len(self._running), "waiting": len(self._waiting)}
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _pieces(self, request: GenRequest, prompt: Sequence[int]) -> list[str]:
+        pieces = self._script.tokens
+        if pieces is None:
+            pieces = [self.tokenizer.decode([token]) for token in prompt if token >= len(SPECIAL)]
+        return pieces * (self.window // len(pieces) + 1) if request.ignore_eos and pieces else pieces
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._running or self._closing)
+                if self._closing:
+                    return
+                admitted = self._admit()
+            self._pause(admitted)
+            if events := self._step():
+                self._emit(events)
+
+    def _admit(self) -> list[Answer]:
+        room = self._parallel - len(self._running)
+        admitted, self._waiting = self._waiting[:room], self._waiting[room:]
+        now = time.monotonic()
+        for answer in admitted:
+            answer.generation.times.admitted = now
+        self._running += admitted
+        return admitted
+
+    def _pause(self, admitted: list[Answer]) -> None:
+        n_prompt = sum(answer.generation.n_prompt for answer in admitted)
+        pause_ms = self._script.ms_per_token + n_prompt * self._script.prompt_ms_per_token
+        if pause_ms:
+            time.sleep(pause_ms / 1000)
+
+    def _step(self) -> list[Message]:
+        """One token of every running request, or its end; and the end of waiting ones that must."""
+        with self._changed:
+            cancelled, self._cancelled = self._cancelled, set()
+        events: list[Message] = []
+        ended: set[int] = set()
+        now = time.monotonic()
+        for answer in (*self._running, *self._waiting):
+            reason = "cancelled" if answer.generation.request.id in cancelled else None
+            news = self._advance(answer, now, reason)
+            events += news
+            if news and news[-1]["done"]:
+                ended.add(answer.number)
+        with self._changed:
+            self._running = [answer for answer in self._running if answer.number not in ended]
+            self._waiting = [answer for answer in self._waiting if answer.number not in ended]
+        return events
+
+    def _advance(self, answer: Answer, now: float, reason: str | None) -> list[Message]:
+        generation = answer.generation
+        if reason is None and answer.deadline <= now:
+            reason = "deadline"
+        if reason is None and generation.times.admitted is None:
+            return []
+        try:
+            self._strike(answer)
+        except RuntimeError as error:
+            return [tagged(error_event(InternalError(f"fake engine: {error}")), generation.request.id)]
+        if reason is None and len(generation.sequence.tokens) >= generation.sequence.limit:
+            reason = "length"
+        if reason is None and answer.said >= len(answer.pieces):
+            reason = "stop"
+        if reason is not None:
+            return generation.closing_events(reason, now)
+        return self._speak(answer, now)
+
+    def _speak(self, answer: Answer, now: float) -> list[Message]:
+        generation = answer.generation
+        piece = answer.pieces[answer.said]
+        generation.sequence.tokens.append(0)
+        generation.times.first_token = generation.times.first_token or now
+        generation.times.last_token = now
+        extra: Message = {}
+        if (count := generation.request.logprobs) is not None:
+            extra = {"logprob": 0.0, "top_logprobs": [{"token": piece, "logprob": 0.0}][:count]}
+        events = generation.token_events(piece.encode(), extra)
+        return events + generation.closing_events("stop", now) if generation.text.stopped else events
+
+    def _strike(self, answer: Answer) -> None:
+        fault = self._script.fault
+        if fault is None or fault.at != "token" or fault.request not in (None, answer.number):
+            return
+        if answer.said == fault.after_tokens:
+            fault.strike()
+
+
+def open_fake(path: Path, options: LoadOptions, emit: Emit, progress: Progress) -> FakeEngine:
+    """Reads the script and takes `load_ms` over it. Raises BadDataError, NotFoundError."""
+    script = Script.read(path)
+    for tenth in range(10):
+        progress(tenth / 10)
+        if script.load_ms:
+            time.sleep(script.load_ms / 10_000)
+    if script.fault and script.fault.at == "load":
+        if script.fault.kind == "error":
+            raise BadDataError(f"{path}: the script says that it cannot be loaded")
+        script.fault.strike()
+    progress(1.0)
+    return FakeEngine(script, options, emit)

@@ -1,0 +1,109 @@
+"""A generation: one request's way from sampled tokens to events, and its timings.
+
+Owns what the scheduler must not see: sampler, text, clock times. Makes events, sends nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from myllm.engine.sequence import Sequence
+from myllm.engine.text import ReasoningSplitter, TextStream
+from myllm.protocol import GenRequest, Message, tagged
+
+
+@dataclass(slots=True)
+class Times:
+    """Moments of a request's life, in seconds of one monotonic clock; None while not reached."""
+
+    arrived: float
+    admitted: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """A request that is being answered. `sampler` is None where the largest logit is simply taken."""
+
+    request: GenRequest
+    sequence: Sequence
+    times: Times
+    n_prompt: int
+    n_cached: int = 0
+    seed: int = 0
+    dropped_tokens: int = 0
+    sampler: Any = None
+    failures: int = 0
+    finish_reason: str | None = None
+    text: TextStream = field(default_factory=TextStream)
+    reasoning: ReasoningSplitter = field(default_factory=ReasoningSplitter)
+    _answer: list[str] = field(default_factory=list)
+    _thought: list[str] = field(default_factory=list)
+
+    @property
+    def n_generated(self) -> int:
+        return len(self.sequence.tokens) - self.n_prompt
+
+    def token_events(self, piece: bytes, extra: Message) -> list[Message]:
+        """Events for one token; `extra` (log-probabilities) makes one even where no text came free."""
+        parts = self.reasoning.push(self.text.push(piece))
+        events = [self._token_event(*part) for part in parts]
+        if extra:
+            events = events or [{"token": "", "done": False}]
+            events[-1] |= extra
+        return self._tag(events)
+
+    def closing_events(self, finish_reason: str, now: float) -> list[Message]:
+        """What was held back, then the one done event."""
+        parts = self.reasoning.push(self.text.flush()) + self.reasoning.flush()
+        return self._tag([*(self._token_event(*part) for part in parts), self._done(finish_reason, now)])
+
+    def _token_event(self, text: str, is_reasoning: bool) -> Message:
+        (self._thought if is_reasoning else self._answer).append(text)
+        event: Message = {"token": text, "done": False}
+        return {**event, "reasoning": True} if is_reasoning else event
+
+    def _done(self, finish_reason: str, now: float) -> Message:
+        event: Message = {"done": True, "full_text": "".join(self._answer)}
+        if self._thought:
+            event["reasoning_text"] = "".join(self._thought)
+        usage = {
+            "prompt_tokens": self.n_prompt,
+            "cached_tokens": self.n_cached,
+            "completion_tokens": self.n_generated,
+            "dropped_messages": 0,
+        }
+        if self.dropped_tokens:
+            usage["dropped_tokens"] = self.dropped_tokens
+        return {
+            **event,
+            "finish_reason": finish_reason,
+            "usage": usage,
+            "timings": self._timings(now),
+            "seed": self.seed,
+        }
+
+    def _timings(self, now: float) -> dict[str, float]:
+        """Milliseconds that do not overlap (DESIGN.md §3); a stage that was not reached is 0."""
+        t = self.times
+        admitted = t.admitted if t.admitted is not None else now
+        first = t.first_token if t.first_token is not None else max(admitted, t.arrived)
+        last = t.last_token if t.last_token is not None else first
+        decode = last - first
+        steps = self.n_generated - 1
+        return {
+            "queue_ms": _ms(admitted - t.arrived),
+            "prefill_ms": _ms(first - admitted),
+            "ttft_ms": _ms(first - t.arrived),
+            "decode_ms": _ms(decode),
+            "tokens_per_second": round(steps / decode, 1) if steps > 0 and decode > 0 else 0.0,
+        }
+
+    def _tag(self, events: list[Message]) -> list[Message]:
+        return [tagged(event, self.request.id) for event in events]
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)

@@ -1,0 +1,272 @@
+"""Decides what the next step does: who is admitted, evicted or preempted, and which tokens are decoded.
+
+Pure: no clock, thread, ctypes or text. `plan()` changes the bookkeeping as if the step had been
+done and returns what llama.cpp must do for it to be true; the engine acts and reports back.
+
+Choices, and why:
+- One pool of cells for all by default (space.py has the other layout). Its price, that a step passes
+  over every used cell, is kept low by few idle cells beside running rows and never more rows than pay
+  off (pace.py).
+- A request that could share a prefix which another is still prefilling waits for it.
+- When cells run out: evict idle ones, then grow the pool, then preempt the youngest of the least urgent,
+  which starts again from its tokens later. Nobody fails.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from myllm.engine.kv_cache import Copy, KvCache, Remove, Slot, common_prefix
+from myllm.engine.pace import PrefillBudget, RowLimit
+from myllm.engine.sequence import Sequence
+from myllm.engine.space import Space, needed
+
+MIN_SHARED = 32
+"""A shared prefix shorter than this is not worth waiting for: it prefills within a step or two."""
+INTERACTIVE_ROWS = 2
+"""Interactive sequences may outnumber the rows that pay off by this factor: to wait costs a person more
+than to share."""
+BUSY_ROWS = 8
+"""From this many rows on, idle cells are kept few: masked cells still cost every row time."""
+AGE_TOKENS = 64
+"""Short prompts go first; a step of waiting is worth this many tokens, so that long ones get their turn."""
+
+
+class Chunk(NamedTuple):
+    """Tokens `start:end` of a sequence, to be decoded in its slot; with `sample`, its next token is due."""
+
+    sequence: Sequence
+    start: int
+    end: int
+    sample: bool
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step: memory `operations` first, then the cache grown to `grow_to` cells or `chunks` decoded."""
+
+    operations: list[Remove | Copy] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)
+    grow_to: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Sequences that decode a single token: the running ones."""
+        return sum(1 for chunk in self.chunks if chunk.end - chunk.start == 1)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(chunk.end - chunk.start for chunk in self.chunks) - self.rows
+
+
+class Scheduler:
+    """At most `max_cells` in the cache, `max_rows` sequences at once and `batch` tokens in a step."""
+
+    def __init__(self, space: Space, *, max_cells: int, max_rows: int, n_slots: int, batch: int) -> None:
+        self.space = space
+        self.cache = KvCache(0, n_slots)
+        self.waiting: list[Sequence] = []
+        self.active: list[Sequence] = []
+        self.row_limit = RowLimit(max_rows)
+        self.prefill_budget = PrefillBudget(batch)
+        self._max_cells = max_cells
+        self._max_rows = max_rows
+        self._leaders: dict[Sequence, tuple[Sequence, int]] = {}
+
+    # ── told by the engine ──────────────────────────────────────────────────────────────────
+
+    def submit(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=lambda s: s.urgency)
+
+    def remove(self, sequence: Sequence) -> None:
+        """The sequence is done, cancelled or failed; what it has in the cache stays for reuse."""
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        if sequence in self.active:
+            self.active.remove(sequence)
+            self._release(sequence)
+        self._leaders.pop(sequence, None)
+
+    def restart(self, sequence: Sequence) -> None:
+        """What the sequence has in the cache can't be trusted; it starts again from its tokens."""
+        if sequence.slot:
+            self.cache.truncate(sequence.slot, 0)
+        self._preempt(sequence)
+
+    def observe(self, plan: Plan, seconds: float) -> None:
+        """How long the step of `plan` took, in seconds."""
+        self.prefill_budget.observe(plan.rows, plan.prompt_tokens, seconds)
+        if plan.rows and not plan.prompt_tokens:
+            self.row_limit.observe(plan.rows, seconds)
+
+    def grown(self, n_cells: int) -> None:
+        """The pool now has `n_cells` and holds the active sequences only, none sharing cells any more.
+
+        Where they do not fit without sharing, the youngest start again.
+        """
+        while sum(s.n_cached for s in self.active) > n_cells:
+            self._preempt(max(self.active, key=lambda s: s.urgency))
+        self.cache.resize(n_cells)
+
+    # ── the decision ────────────────────────────────────────────────────────────────────────
+
+    def plan(self) -> Plan:
+        """The next step. An empty plan means that there is nothing to do."""
+        plan = Plan()
+        self._drop_idle_cells()
+        plan.grow_to = self._admit(plan) or self._make_room_for_rows()
+        while self.active and plan.grow_to is None and not plan.chunks:
+            rows = [s for s in self.active if s.n_missing == 1]
+            plan.chunks = [self._feed(s, 1) for s in rows]
+            plan.chunks += self._prefill(self.prefill_budget.tokens(len(rows)))
+            if not plan.chunks:
+                plan.grow_to = self._find_cells()
+        plan.operations = self.cache.take_operations()
+        return plan
+
+    def _admit(self, plan: Plan) -> int | None:
+        """Moves waiting sequences to the active ones; returns the size to grow to where that is needed."""
+        for sequence in list(self.waiting):
+            if self._is_led(sequence):
+                continue
+            if not self._has_row(sequence):
+                break
+            source, length = self.space.reusable(self.cache, sequence.tokens)
+            length = min(length, len(sequence.tokens) - 1)
+            if self._follow(sequence, length):
+                continue
+            shared = length if source and source.busy else 0
+            short = self.space.is_short(self.cache, self.active, sequence, shared)
+            grow_to = self._target_cells() if short else None
+            if grow_to is not None and grow_to <= self.cache.n_cells:
+                if self.active:
+                    break
+                grow_to = None
+            if not self._place(sequence, source, length):
+                break
+            plan.admitted.append(sequence)
+            if grow_to:
+                return grow_to
+        return None
+
+    def _place(self, sequence: Sequence, source: Slot | None, length: int) -> bool:
+        """Gives the sequence a slot that starts with the first `length` tokens of `source`."""
+        slot = source if source and not source.busy else self.cache.take()
+        if slot is None:
+            return False
+        if source and slot is not source:
+            self.cache.share(source, slot, length)
+        else:
+            self.cache.truncate(slot, length)
+        slot.busy, sequence.slot, sequence.waited = True, slot, 0
+        self.waiting.remove(sequence)
+        self.active.append(sequence)
+        return True
+
+    def _has_row(self, sequence: Sequence) -> bool:
+        """Whether the sequence may run now; a less urgent one gives up its row to it."""
+        limit = self.row_limit.limit
+        if not sequence.priority:
+            limit = min(limit * INTERACTIVE_ROWS, self._max_rows)
+        if len(self.active) < limit:
+            return True
+        worst = max(self.active, key=lambda s: s.urgency)
+        if worst.priority <= sequence.priority:
+            return False
+        self._preempt(worst)
+        return True
+
+    def _is_led(self, sequence: Sequence) -> bool:
+        """Whether the sequence waits for another that is about to prefill their common prefix."""
+        leader, length = self._leaders.get(sequence, (None, 0))
+        if leader in self.active and leader is not None and leader.n_cached < length:
+            return True
+        self._leaders.pop(sequence, None)
+        return False
+
+    def _follow(self, sequence: Sequence, cached: int) -> bool:
+        """Makes the sequence wait where an active one is prefilling clearly more of its prompt."""
+        if self.space.isolates:
+            return False
+        prefilling = [s for s in self.active if s.n_missing > 1]
+        shared = [(min(common_prefix(s.tokens, sequence.tokens), len(s.tokens) - 1), s) for s in prefilling]
+        length, leader = max(shared, key=lambda pair: pair[0], default=(0, None))
+        if leader is None or length - cached < MIN_SHARED or leader.n_cached >= length:
+            return False
+        self._leaders[sequence] = (leader, length)
+        return True
+
+    def _make_room_for_rows(self) -> int | None:
+        """Frees a cell for every running sequence; returns the pool size to grow to where that is needed."""
+        while not self.space.rows_fit(self.cache, [s for s in self.active if s.n_missing == 1]):
+            if target := self._find_cells():
+                return target
+        return None
+
+    def _find_cells(self) -> int | None:
+        """Growing the pool where it may grow, else one sequence preempted (None)."""
+        target = self._target_cells()
+        if target > self.cache.n_cells:
+            return target
+        self._preempt(max(self.active, key=lambda s: s.urgency))
+        return None
+
+    def _prefill(self, budget: int) -> list[Chunk]:
+        """Chunks of the sequences that lack more than one token, short ones first, within the budget."""
+        chunks = []
+        prefilling = [s for s in self.active if s.n_missing > 1]
+        for sequence in sorted(
+            prefilling, key=lambda s: (s.priority, s.n_missing - s.waited * AGE_TOKENS, s.order)
+        ):
+            wanted = min(sequence.n_missing, self.space.chunk(budget)) if budget > 0 else 0
+            size = self.space.room(self.cache, sequence, wanted)
+            if not size:
+                sequence.waited += 1
+                continue
+            chunks.append(self._feed(sequence, size))
+            budget -= size
+        return chunks
+
+    def _feed(self, sequence: Sequence, size: int) -> Chunk:
+        """The next `size` tokens of the sequence as a chunk, with cells taken for them."""
+        if sequence.slot is None:
+            raise ValueError("an active sequence has a slot")
+        start = sequence.n_cached
+        self.cache.append(sequence.slot, sequence.tokens[start : start + size])
+        return Chunk(sequence, start, start + size, sequence.n_missing == 0)
+
+    def _drop_idle_cells(self) -> None:
+        """With many rows running, keeps no more idle tokens than a quarter of what runs."""
+        if len(self.active) < BUSY_ROWS:
+            return
+        idle = sorted(
+            (slot for slot in self.cache.slots if not slot.busy and slot.tokens), key=lambda s: s.used_at
+        )
+        excess = sum(len(slot.tokens) for slot in idle) - sum(s.n_cached for s in self.active) // 4
+        for slot in idle[:-1]:
+            if excess <= 0:
+                break
+            excess -= len(slot.tokens)
+            self.cache.truncate(slot, 0)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.active.remove(sequence)
+        self._release(sequence)
+        self.submit(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.slot:
+            self.cache.release(sequence.slot)
+            sequence.slot = None
+
+    def _target_cells(self) -> int:
+        """The size that those who should run now ask for; by a quarter more at least when it grows."""
+        rows = self.row_limit.limit
+        wanted = [s.n_cached + needed(s) for s in (self.active + self.waiting)[:rows]]
+        target = self.space.target(wanted, self._max_cells)
+        if target <= self.cache.n_cells:
+            return target
+        return min(max(target, self.cache.n_cells * 5 // 4), self._max_cells)

@@ -1,0 +1,43 @@
+"""A sequence: one request's tokens on their way through the KV cache, as the scheduler sees it.
+
+Holds no text, sampler, clock or event (see generation.py), so that scheduling is tested on bare tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from myllm.engine.kv_cache import Slot
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """`tokens` (prompt, then what was generated) go into the cache in order; when the last is in, the next
+    one can be sampled. A sequence that lost its cells therefore just starts again from its tokens.
+
+    `id` is its request's, `order` counts arrivals. `priority` 0 is interactive, higher is more patient.
+    `limit` is the most tokens it may come to (prompt + max_tokens, within the window).
+    """
+
+    id: int
+    tokens: list[int]
+    limit: int
+    priority: int = 0
+    order: int = 0
+    slot: Slot | None = None
+    waited: int = 0
+    """Steps for which its prefill got no token."""
+
+    @property
+    def n_cached(self) -> int:
+        return len(self.slot.tokens) if self.slot else 0
+
+    @property
+    def n_missing(self) -> int:
+        """Tokens still to be decoded before the next can be sampled; 1 is the steady state."""
+        return len(self.tokens) - self.n_cached
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """Sort key: interactive before batch, then by arrival."""
+        return self.priority, self.order

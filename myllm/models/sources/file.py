@@ -1,0 +1,34 @@
+"""`file:PATH`: a model file that is already on this machine, used where it lies.
+
+Owns making the path absolute and finding the other parts of a split model. Must not copy: a copy
+is the registry's choice (`Registry.add_copy`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from myllm.errors import NotFoundError
+from myllm.models.gguf import read_model
+from myllm.models.names import name_from
+from myllm.models.sources import Fetched, Progress
+from myllm.models.store import Staging
+
+
+class FileSource:
+    """The hash is not computed: that would read the whole file; `models verify` does it."""
+
+    needs_network = False
+    resumes = False
+
+    def check(self, place: str) -> str:
+        return str(Path(place).expanduser().absolute())
+
+    def fetch(self, place: str, staging: Staging, progress: Progress) -> Fetched:
+        path = Path(place)
+        if not path.is_file():
+            raise NotFoundError(f"{path}: no such file; check the path")
+        return Fetched(name_from(path.name), read_model(path).paths)
+
+
+SOURCE = FileSource()

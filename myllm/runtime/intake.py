@@ -1,0 +1,154 @@
+"""What a worker does with each message: load, prepare, submit, cancel.
+
+Owns the requests between their arrival and the engine, on one thread that loads, renders and
+tokenises in order of arrival. Must not know sockets, nor how an engine or a template works.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final
+
+from myllm.engine import Engine, open_engine
+from myllm.errors import BadDataError, InternalError, MyllmError, UnavailableError, UsageError
+from myllm.protocol import GenRequest, LoadOptions, Message, encode, error_event, tagged
+from myllm.runtime.events import ended_early
+from myllm.runtime.outbox import Outbox
+from myllm.runtime.preparer import Preparer, read_model_file
+
+DEEP_STACK: Final = 256 * 1024 * 1024
+"""llama.cpp's tokenizer recurses on long runs (engine-notes §4); only what is touched takes memory."""
+PROGRESS_EVERY: Final = 0.1
+"""Seconds between two `loading` events: each wakes the Runtime, and a small model loads in one."""
+
+
+class Intake:
+    """The messages of one connection, each answered by exactly one done event."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+        self._engine: Engine | None = None
+        self._preparer: Preparer | None = None
+        self._arrivals: dict[int, float] = {}
+        """Requests not yet with the engine: id → moment of arrival; a cancelled one is missing."""
+        self._lock = threading.Lock()
+        self._jobs: SimpleQueue[tuple[Callable[[Message], None], Message]] = SimpleQueue()
+        before = threading.stack_size(DEEP_STACK)
+        threading.Thread(target=self._work, name="prepare", daemon=True).start()
+        threading.stack_size(before)
+
+    def take(self, message: Message) -> None:
+        """One message, in order of arrival; returns at once. Raises BadDataError for a senseless one."""
+        match message.get("op"):
+            case "load":
+                self._jobs.put((self._load, message))
+            case "gen" | "count" as op:
+                with self._lock:
+                    self._arrivals[_id(message)] = time.monotonic()
+                self._jobs.put((self._generate if op == "gen" else self._count, message))
+            case "cancel":
+                self._cancel(_id(message))
+            case "status":
+                status = self._engine.status() if self._engine else {}
+                self._send([tagged({"done": True, "status": status}, message.get("id"))])
+            case None if "hello" in message:
+                pass
+            case op:
+                raise BadDataError(f"worker: no operation {op!r:.80}")
+
+    def _work(self) -> None:
+        while True:
+            job, message = self._jobs.get()
+            try:
+                job(message)
+            except MyllmError as error:
+                self._fail(message, error)
+            except Exception as error:  # noqa: BLE001 — one bad request fails alone, and says where in stderr
+                traceback.print_exc()
+                self._fail(message, InternalError(f"worker: {type(error).__name__}: {error}"))
+
+    def _fail(self, message: Message, error: MyllmError) -> None:
+        request_id = message.get("id")
+        if request_id is not None:
+            with self._lock:
+                if self._arrivals.pop(request_id, None) is None:  # cancelled, and said so
+                    return
+        self._send([tagged(error_event(error), request_id)])
+
+    # ── jobs ────────────────────────────────────────────────────────────────────────────────
+
+    def _load(self, message: Message) -> None:
+        options = LoadOptions.parse(message.get("options") or {})
+        path = Path(message["path"])
+        about = read_model_file(path)
+        # First, so that the template's renderer starts beside the loading.
+        self._preparer = Preparer(about.template, message["name"])
+        self._engine = open_engine(path, options, self._send, self._progress(), about.sampling)
+        self._send([{"done": True, "window": self._engine.window}])
+
+    def _progress(self) -> Callable[[float], None]:
+        due = time.monotonic() + PROGRESS_EVERY
+
+        def progress(part: float) -> None:
+            nonlocal due
+            if (now := time.monotonic()) >= due:
+                due = now + PROGRESS_EVERY
+                self._send([{"loading": round(part, 3)}])
+
+        return progress
+
+    def _generate(self, message: Message) -> None:
+        engine, preparer = self._loaded()
+        request_id = message["id"]
+        if request_id not in self._arrivals:  # cancelled while it waited
+            return
+        request = GenRequest.parse(message)
+        prepared = preparer.prepare(request, engine.tokenizer, engine.window)
+        with self._lock:
+            if request_id not in self._arrivals:  # cancelled while it was prepared
+                return
+            engine.submit(
+                request,
+                prepared.tokens,
+                dropped_tokens=prepared.dropped_tokens,
+                arrived=self._arrivals[request_id],
+            )
+            del self._arrivals[request_id]
+
+    def _count(self, message: Message) -> None:
+        engine, preparer = self._loaded()
+        request = GenRequest.parse(message)
+        n_prompt = preparer.count(request, engine.tokenizer)
+        with self._lock:
+            wanted = self._arrivals.pop(message["id"], None) is not None
+        if wanted:
+            event = {"done": True, "usage": {"prompt_tokens": n_prompt}, "window": engine.window}
+            self._send([tagged(event, message["id"])])
+
+    def _cancel(self, request_id: int) -> None:
+        with self._lock:
+            waiting = self._arrivals.pop(request_id, None) is not None
+        if waiting:
+            self._send([tagged(ended_early("cancelled"), request_id)])
+        elif self._engine:
+            self._engine.cancel(request_id)
+
+    def _loaded(self) -> tuple[Engine, Preparer]:
+        if self._engine is None or self._preparer is None:
+            raise UnavailableError("worker: no model is loaded")
+        return self._engine, self._preparer
+
+    def _send(self, events: list[Message]) -> None:
+        self._outbox.send(b"".join(map(encode, events)))
+
+
+def _id(message: Message) -> int:
+    request_id: Any = message.get("id")
+    if not isinstance(request_id, int):
+        raise UsageError("worker: a request needs an id")
+    return request_id

@@ -1,0 +1,69 @@
+"""A worker's prompts: requests → tokens, with the chat template that the model or the request names.
+
+Owns the templates in use and their renderer processes. Must not know events, sockets or how an
+engine runs. Used by one thread.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from myllm.engine import Tokenizer, is_fake
+from myllm.prompts.chat_template import ChatTemplate
+from myllm.prompts.detect import find_template
+from myllm.prompts.prepare import Prepared, prepare
+from myllm.protocol import GenRequest
+
+MAX_TEMPLATES: Final = 4
+"""Renderer processes kept at once; requests may name templates, and each has a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """What a model's file says of itself: its chat template, and the sampling parameters it asks for."""
+
+    template: str | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Reads and checks the header, before llama.cpp sees the file. Raises BadDataError, NotFoundError."""
+    if is_fake(path):
+        from myllm.engine.fake import Script
+
+        return ModelFile(Script.read(path).template)
+    from myllm.models.gguf import read_header
+
+    header = read_header(path)
+    return ModelFile(header.template, header.sampling)
+
+
+class Preparer:
+    """Prompts for one model. Making one starts the renderer of the model's own template without waiting."""
+
+    def __init__(self, own_template: str | None, model: str) -> None:
+        self._own = own_template
+        self._model = model
+        self._templates: dict[str | None, ChatTemplate] = {}
+        self._template(None)
+
+    def prepare(self, request: GenRequest, tokenizer: Tokenizer, window: int) -> Prepared:
+        """The prompt's tokens. Raises ContextOverflowError, BadDataError from the template, UsageError."""
+        return prepare(request, tokenizer, self._template(request.template), window)
+
+    def count(self, request: GenRequest, tokenizer: Tokenizer) -> int:
+        """How many tokens the prompt has, also where no window holds them."""
+        return len(self.prepare(request, tokenizer, sys.maxsize).tokens)
+
+    def _template(self, wanted: str | None) -> ChatTemplate:
+        if wanted not in self._templates:
+            source = find_template(self._own, self._model, wanted)
+            if len(self._templates) >= MAX_TEMPLATES:
+                longest_unused = next(name for name in self._templates if name is not None)
+                self._templates.pop(longest_unused).close()
+            self._templates[wanted] = ChatTemplate(source)
+        return self._templates[wanted]

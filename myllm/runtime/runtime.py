@@ -1,0 +1,141 @@
+"""The Runtime: from a request that names a model to the worker that answers it.
+
+Owns which workers there are. The same object serves one cold command, the daemon and `myllm
+serve`. Must not know sockets, click, HTTP or llama.cpp. Everything runs on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from myllm.errors import InternalError, MyllmError, UsageError
+from myllm.protocol import GenRequest, LoadOptions, Message
+from myllm.runtime.call import Call
+from myllm.runtime.events import completed, ended_early
+from myllm.runtime.resolver import Resolver
+from myllm.runtime.shared import Shared, Watch
+from myllm.runtime.spawn import WorkerProcess, spawn
+from myllm.runtime.workers import Worker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from myllm.models.registry import Model, Registry
+    from myllm.settings import Settings
+
+DEFAULT_MODEL: Final = "smollm2"
+"""What `gen` runs where nobody named a model (DESIGN.md §4)."""
+
+
+class Runtime:
+    """Answers requests. `spare` is a worker process started in advance, used for the first model."""
+
+    def __init__(self, settings: Settings, spare: WorkerProcess | None = None) -> None:
+        self._settings = settings
+        self._resolver = Resolver(self._open_registry)
+        self._spare = spare
+        self._workers: dict[tuple[Path, LoadOptions], Shared[Worker]] = {}
+        self._running: set[Worker] = set()
+
+    def start(self, message: Message, call: Call) -> None:
+        """Takes a request in; all that follows, at last one done event, goes to `call`."""
+        match message.get("op"):
+            case "gen" | "count":
+                self._begin(message, call)
+            case "status":
+                call.finish({"done": True, "status": {"workers": [worker.pid for worker in self._running]}})
+            case op:
+                call.fail(UsageError(f"request: no operation {op!r:.80}"))
+
+    async def close(self) -> None:
+        """Ends all workers; returns when they are gone."""
+        if self._spare:
+            self._running.add(await Worker.attach(self._spare))
+            self._spare = None
+        await asyncio.gather(*(worker.close() for worker in list(self._running)))
+
+    def _begin(self, message: Message, call: Call) -> None:
+        loop = asyncio.get_running_loop()
+        arrived = loop.time()
+
+        def ended(task: asyncio.Task[None]) -> None:
+            call.task = None
+            if task.cancelled():  # perhaps before it ran at all
+                call.finish(self._early("cancelled", arrived, call))
+
+        call.task = loop.create_task(self._answer(message, call, arrived))
+        call.task.add_done_callback(ended)
+
+    async def _answer(self, message: Message, call: Call, arrived: float) -> None:
+        """Finds and readies the model, then passes the request on to its worker."""
+        try:
+            request = GenRequest.parse(message)
+            seconds = None if request.deadline_ms is None else request.deadline_ms / 1000
+            async with asyncio.timeout(seconds):
+                worker = await self._ready(message, call)
+        except TimeoutError:
+            call.finish(self._early("deadline", arrived, call))
+        except MyllmError as error:
+            call.fail(error)
+        except Exception as error:  # noqa: BLE001 — a bug fails this request, not the others
+            call.fail(InternalError(f"runtime: {type(error).__name__}: {error}"))
+        else:
+            waited = asyncio.get_running_loop().time() - arrived
+            call.load_ms = waited * 1000
+            if request.deadline_ms is not None:
+                message = {**message, "deadline_ms": max(request.deadline_ms - waited * 1000, 0)}
+            worker.submit(message, call)
+
+    def _early(self, reason: str, arrived: float, call: Call) -> Message:
+        load_ms = (asyncio.get_running_loop().time() - arrived) * 1000
+        return completed(ended_early(reason), call.model, load_ms)
+
+    async def _ready(self, message: Message, call: Call) -> Worker:
+        """The worker with the model that the request means, loaded; `call` gets events meanwhile."""
+        name = _text(message, "model") or self._settings.default_model or DEFAULT_MODEL
+        options = LoadOptions.parse(message.get("options") or {})
+        call.model = name
+        model = await self._resolver.resolve(name, call.send)
+        call.model = model.name
+        key = model.path, self._merged(model.name, options)
+        work = self._workers.get(key)
+        if work is None:
+            work = self._workers[key] = Shared(lambda tell: self._load(model, key, tell))
+        return await work.join(call.send)
+
+    def _open_registry(self) -> Registry:
+        from myllm.models.registry import Registry
+
+        return Registry(self._settings)
+
+    def _merged(self, name: str, given: LoadOptions) -> LoadOptions:
+        configured = self._settings.model_options.get(name)
+        if configured is None:
+            return given
+        return LoadOptions(**(configured.to_wire() | given.to_wire()))
+
+    async def _load(self, model: Model, key: tuple[Path, LoadOptions], tell: Watch) -> Worker:
+        process, self._spare = self._spare or spawn(), None
+        worker = await Worker.attach(process)
+        self._running.add(worker)
+
+        def forget(burial: asyncio.Task[None]) -> None:
+            self._workers.pop(key, None)
+            burial.add_done_callback(lambda _: self._running.discard(worker))
+
+        worker.when_dead(forget)
+        try:
+            await worker.load(model.path, model.name, key[1], tell)
+        except BaseException:
+            self._workers.pop(key, None)
+            await worker.close()
+            raise
+        return worker
+
+
+def _text(message: Message, key: str) -> str | None:
+    value: Any = message.get(key)
+    if value is not None and not isinstance(value, str):
+        raise UsageError(f"{key}: expected a string, not {value!r:.80}")
+    return value

@@ -1,0 +1,53 @@
+"""Work that many may wait for and that is done once, on one event loop.
+
+Owns who waits and whether it still makes sense. Must not know what the work is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from myllm.protocol import Message
+
+T = TypeVar("T")
+Watch = Callable[[Message], None]
+"""Takes events that tell how far the work is."""
+
+
+class Shared(Generic[T]):
+    """Starts `work` at once; each who joins gets its result or its error, and its progress events.
+
+    Work that nobody waits for any more is cancelled.
+    """
+
+    def __init__(self, work: Callable[[Watch], Awaitable[T]]) -> None:
+        self._watchers: list[Watch] = []
+        self._task = asyncio.ensure_future(self._run(work))
+        self._task.add_done_callback(_retrieve)
+
+    async def _run(self, work: Callable[[Watch], Awaitable[T]]) -> T:
+        return await work(self._tell)
+
+    def _tell(self, event: Message) -> None:
+        for watch in list(self._watchers):
+            watch(event)
+
+    async def join(self, watch: Watch) -> T:
+        """Waits for the result. Raises what the work raised."""
+        if self._task.done():
+            return self._task.result()
+        self._watchers.append(watch)
+        try:
+            return await asyncio.shield(self._task)
+        finally:
+            self._watchers.remove(watch)
+            if not self._watchers and not self._task.done():
+                self._task.cancel()
+
+
+def _retrieve(task: asyncio.Future[T]) -> None:
+    """Takes note of an error that perhaps nobody waits for, or asyncio would report it on stderr."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,213 @@
+"""The Runtime's side of worker processes: load a model, pass calls on, bury the dead.
+
+Owns worker processes, their calls and their last words. Must not know names of models, connections
+or what runs in a worker. Everything here runs on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from myllm import __version__
+from myllm.errors import BadDataError, MyllmError, UnavailableError, WorkerCrashedError, from_wire
+from myllm.protocol import PROTOCOL, LoadOptions, Message, MessageReader, encode, hello, parse
+from myllm.runtime.call import Call
+from myllm.runtime.events import completed
+from myllm.runtime.last_words import LastWords, how_it_ended
+from myllm.runtime.lines import TOKEN
+from myllm.runtime.spawn import WorkerProcess
+
+GRACE: Final = 0.5
+"""Seconds a worker has to end when its connection is closed, before it is killed."""
+_FIRST_LOOK: Final = 0.001
+_LONGEST_LOOK: Final = 0.05
+
+
+class Worker(asyncio.Protocol):
+    """One worker process and the calls it has; make it with `Worker.attach`."""
+
+    def __init__(self, process: WorkerProcess) -> None:
+        self._process = process
+        self._loop = asyncio.get_running_loop()
+        self._reader = MessageReader()
+        self._words = LastWords()
+        self._calls: dict[int, Call] = {}
+        self._ids: dict[Call, int] = {}
+        self._next_id = 0
+        self._model = "model"
+        self._progress: Callable[[Message], None] = lambda event: None
+        self._loaded: asyncio.Future[Message] = self._loop.create_future()
+        self._transport: asyncio.Transport | None = None
+        self._burial: asyncio.Task[None] | None = None
+        self._mourners: list[Callable[[asyncio.Task[None]], None]] = []
+
+    @classmethod
+    async def attach(cls, process: WorkerProcess) -> Worker:
+        """Takes over a process that `spawn` started."""
+        worker = cls(process)
+        await worker._loop.create_connection(lambda: worker, sock=process.protocol)
+        worker._loop.add_reader(process.words, worker._hear)
+        return worker
+
+    @property
+    def alive(self) -> bool:
+        return self._burial is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def load(
+        self, path: Path, name: str, options: LoadOptions, progress: Callable[[Message], None]
+    ) -> Message:
+        """Loads the model; `progress` takes `loading` events. Raises what the engine raised, or
+        WorkerCrashedError.
+        """
+        self._model = name
+        self._progress = progress
+        self._send({"op": "load", "path": str(path), "name": name, "options": options.to_wire()})
+        return await self._loaded
+
+    def submit(self, message: Message, call: Call) -> None:
+        """Passes a request on; all its events, the last too, go to `call`."""
+        if not self.alive:
+            call.fail(UnavailableError(f"{self._model}: its worker just ended; try again"))
+            return
+        self._next_id += 1
+        self._calls[self._next_id] = call
+        self._ids[call] = self._next_id
+        call.carrier = self
+        self._send({**message, "id": self._next_id})
+
+    def cancel(self, call: Call) -> None:
+        """Asks the worker to end a call; its done event follows."""
+        if self.alive and call in self._ids:
+            self._send({"op": "cancel", "id": self._ids[call]})
+
+    def when_dead(self, tell: Callable[[asyncio.Task[None]], None]) -> None:
+        """Has `tell` called as soon as the process is known to end, with the task that reaps it and then
+        fails its calls.
+        """
+        self._mourners.append(tell)
+
+    async def close(self) -> None:
+        """Ends the process, which frees all it had; its calls fail. Waits at most about `GRACE`."""
+        if self._transport:
+            self._transport.abort()
+        while self._burial is None:
+            await asyncio.sleep(0)
+        await asyncio.shield(self._burial)
+
+    # ── asyncio.Protocol ────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._send(hello(__version__))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for line in self._reader.feed_lines(data):
+                if token := TOKEN.match(line):
+                    if call := self._calls.get(int(token[1])):
+                        call.forward(line, token.end())
+                else:
+                    self._take(parse(line))
+        except MyllmError as error:
+            self._words.hear(f"\nit sent what is no message: {error}\n".encode())
+            self._kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._burial = self._loop.create_task(self._bury())
+        for tell in self._mourners:
+            tell(self._burial)
+
+    # ── events ──────────────────────────────────────────────────────────────────────────────
+
+    def _take(self, event: Message) -> None:
+        request_id = event.pop("id", None)
+        if "hello" in event:
+            _check_hello(event["hello"])
+        elif request_id is None:
+            self._take_load(event)
+        elif call := self._calls.get(request_id):
+            if event.get("done"):
+                del self._calls[request_id], self._ids[call]
+                call.finish(completed(event, call.model, call.load_ms))
+            else:
+                call.send(event)
+
+    def _take_load(self, event: Message) -> None:
+        if not event.get("done"):
+            self._progress(event)
+        elif not self._loaded.done():
+            if error := event.get("error"):
+                self._fail_load(from_wire(error))
+            else:
+                self._loaded.set_result(event)
+
+    def _fail_load(self, error: MyllmError) -> None:
+        self._loaded.set_exception(error)
+        self._loaded.exception()  # noted, as perhaps nobody waits for it any more
+
+    def _send(self, message: Message) -> None:
+        if self._transport:
+            self._transport.write(encode(message))
+
+    # ── the end ─────────────────────────────────────────────────────────────────────────────
+
+    def _hear(self) -> None:
+        with suppress(BlockingIOError):
+            if data := os.read(self._process.words, 64 * 1024):
+                self._words.hear(data)
+            else:
+                self._loop.remove_reader(self._process.words)
+
+    async def _bury(self) -> None:
+        """Reaps the process, and fails its calls with how it died."""
+        status = await self._reap()
+        self._loop.remove_reader(self._process.words)
+        with suppress(BlockingIOError):
+            while data := os.read(self._process.words, 64 * 1024):
+                self._words.hear(data)
+        os.close(self._process.words)
+        last_words = str(self._words)
+        error = WorkerCrashedError(
+            f"{self._model}: its worker {how_it_ended(status)}"
+            + (f"; its last words: {last_words}" if last_words else "; try again")
+        )
+        if not self._loaded.done():
+            self._fail_load(error)
+        calls, self._calls = self._calls, {}
+        self._ids.clear()
+        for call in calls.values():
+            call.fail(error)
+
+    async def _reap(self) -> int | None:
+        """The wait status; a process that does not end by itself is killed after `GRACE`."""
+        pause, waited = _FIRST_LOOK, 0.0
+        while True:
+            try:
+                pid, status = os.waitpid(self._process.pid, os.WNOHANG)
+            except ChildProcessError:
+                return None
+            if pid:
+                return status
+            await asyncio.sleep(pause)
+            waited += pause
+            pause = min(2 * pause, _LONGEST_LOOK)
+            if waited > GRACE:
+                self._kill()
+
+    def _kill(self) -> None:
+        os.kill(self._process.pid, signal.SIGKILL)
+
+
+def _check_hello(greeting: Any) -> None:
+    if not isinstance(greeting, dict) or greeting.get("protocol") != PROTOCOL:
+        raise BadDataError("another version of MyLLM answers")

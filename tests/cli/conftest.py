@@ -1,0 +1,90 @@
+"""Fixtures for the command line: `myllm` as a process, and streams that are files."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from myllm.cli.console import Streams
+
+MYLLM = (sys.executable, "-m", "myllm")
+
+
+class Ended:
+    """How a run of `myllm` ended."""
+
+    def __init__(self, process: subprocess.CompletedProcess[bytes]) -> None:
+        self.status = process.returncode
+        self.out = process.stdout
+        self.err = process.stderr.decode()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """stdout as JSONL."""
+        return [orjson.loads(line) for line in self.out.splitlines()]
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Runs `myllm` with arguments; `stdin` is bytes, or None for no input at all (/dev/null)."""
+
+    def start(*arguments: object, stdin: bytes | None = None, **options: Any) -> Ended:
+        command = [*MYLLM, *map(str, arguments)]
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60, **given, **options}
+        return Ended(subprocess.run(command, check=False, **options))
+
+    return start
+
+
+class Captured:
+    """Streams over files, and what was written to them."""
+
+    def __init__(self, folder: Path, stdin: bytes) -> None:
+        (folder / "stdin").write_bytes(stdin)
+        self._out = folder / "stdout"
+        self._fds = [
+            os.open(folder / "stdin", os.O_RDONLY),
+            os.open(self._out, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+        ]
+        self._err = io.StringIO()
+        self.streams = Streams(*self._fds, self._err)
+
+    @property
+    def out(self) -> bytes:
+        return self._out.read_bytes()
+
+    @property
+    def err(self) -> str:
+        return self._err.getvalue()
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+
+@pytest.fixture
+def captured(tmp_path: Path) -> Iterator[Callable[..., Captured]]:
+    """Makes streams: `captured(stdin=b"…")`."""
+    made: list[Captured] = []
+
+    def make(stdin: bytes = b"") -> Captured:
+        folder = tmp_path / f"streams{len(made)}"
+        folder.mkdir()
+        made.append(Captured(folder, stdin))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

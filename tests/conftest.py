@@ -1,0 +1,66 @@
+"""Fixtures for all tests: a home of their own, scripted models, and the one real model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from myllm.models.registry import Registry
+from myllm.settings import load
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty HOME with its XDG folders, and no MYLLM_* or hub variables from outside."""
+    folder = tmp_path_factory.mktemp("home")
+    for name in list(os.environ):
+        if name.startswith(("MYLLM_", "XDG_", "HF_", "OLLAMA_", "LLAMA_")) and name != "MYLLM_TEST_CACHE":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(folder))
+    for name, part in {
+        "CONFIG": ".config",
+        "DATA": ".local/share",
+        "CACHE": ".cache",
+        "STATE": ".local/state",
+    }.items():
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(folder / part))
+    return folder
+
+
+@pytest.fixture
+def fake_model(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a fake engine's script and returns its path: `fake_model(tokens=["Hi"], ms_per_token=5)`."""
+
+    def write(name: str = "model", **script: Any) -> Path:
+        path = tmp_path / f"{name}.fake.json"
+        path.write_text(json.dumps(script))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The real model's file, pulled once through the registry into a folder that outlives the test run.
+
+    MYLLM_TEST_CACHE names that folder; else it is .cache in the checkout. A test that needs the model
+    fails where it cannot be had: a skipped test proves nothing.
+    """
+    cache = Path(os.environ.get("MYLLM_TEST_CACHE") or ROOT / ".cache")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_DATA_HOME", str(cache / "data"))
+        environment.setenv("XDG_CACHE_HOME", str(cache / "cache"))
+        registry = Registry(load())
+        try:
+            return registry.pull("smollm2").path
+        except Exception as error:  # whatever stands in the way, say what to do
+            pytest.fail(
+                f"the model smollm2 cannot be had: {error}; MYLLM_TEST_CACHE may name a folder with it"
+            )

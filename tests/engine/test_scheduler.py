@@ -1,0 +1,264 @@
+"""Plans, checked against an independent model of llama.cpp's unified cache; no llama.cpp, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from myllm.engine.kv_cache import Remove
+from myllm.engine.scheduler import MIN_SHARED, Chunk, Plan, Scheduler
+from myllm.engine.sequence import Sequence
+from myllm.engine.space import Pool, Space, Streams
+
+ANSWER = 1000
+"""Generated tokens are numbered from here, so that they never look like prompts."""
+
+
+@dataclass
+class Memory:
+    """What llama.cpp would hold: cells of (position, token, slots), changed as it would be told."""
+
+    n_cells: int = 0
+    cells: list[tuple[int, int, set[int]]] = field(default_factory=list)
+
+    def apply(self, plan: Plan) -> None:
+        for operation in plan.operations:
+            if isinstance(operation, Remove):
+                for position, _, slots in self.cells:
+                    if position >= operation.start:
+                        slots.discard(operation.slot)
+            else:
+                for position, _, slots in self.cells:
+                    if operation.source in slots and position < operation.length:
+                        slots.add(operation.target)
+            self.cells = [cell for cell in self.cells if cell[2]]
+
+    def decode(self, chunk: Chunk) -> None:
+        slot = chunk.sequence.slot
+        assert slot is not None
+        held = sorted((position, token) for position, token, slots in self.cells if slot.id in slots)
+        assert held == list(enumerate(chunk.sequence.tokens[: chunk.start])), "the slot holds what precedes"
+        for position in range(chunk.start, chunk.end):
+            self.cells.append((position, chunk.sequence.tokens[position], {slot.id}))
+        assert len(self.cells) <= self.n_cells, "the plan fits the cache"
+
+
+@dataclass
+class Simulation:
+    """Runs plans on `Memory`; a step takes 0.1 s and a millisecond a token, an answer is counted up."""
+
+    scheduler: Scheduler
+    memory: Memory = field(default_factory=Memory)
+    finished: list[int] = field(default_factory=list)
+    prompt_tokens: int = 0
+    plans: list[Plan] = field(default_factory=list)
+
+    def step(self) -> Plan:
+        plan = self.scheduler.plan()
+        self.plans.append(plan)
+        self.memory.apply(plan)
+        if plan.grow_to:
+            assert plan.grow_to > self.memory.n_cells
+            self.scheduler.grown(plan.grow_to)
+            self.memory = Memory(plan.grow_to)
+            for sequence in self.scheduler.active:
+                cached = list(enumerate(sequence.tokens[: sequence.n_cached]))
+                self.memory.cells += [(p, t, {sequence.slot.id}) for p, t in cached]  # type: ignore[union-attr]
+            return plan
+        for chunk in plan.chunks:
+            self.memory.decode(chunk)
+        self.prompt_tokens += plan.prompt_tokens
+        for chunk in plan.chunks:
+            if chunk.sample:
+                self.sample(chunk.sequence)
+        self.scheduler.observe(plan, 0.1 + 0.001 * plan.prompt_tokens)
+        return plan
+
+    def sample(self, sequence: Sequence) -> None:
+        sequence.tokens.append(ANSWER + len(sequence.tokens))
+        if len(sequence.tokens) >= sequence.limit:
+            self.scheduler.remove(sequence)
+            self.finished.append(sequence.id)
+
+    def run(self, most: int = 5000) -> None:
+        for _ in range(most):
+            if not (self.scheduler.active or self.scheduler.waiting):
+                return
+            self.step()
+        raise AssertionError("the scheduler makes no progress")
+
+
+def simulation(
+    max_cells: int = 4096, max_rows: int = 63, space: Space | None = None, n_slots: int = 128
+) -> Simulation:
+    return Simulation(
+        Scheduler(space or Pool(), max_cells=max_cells, max_rows=max_rows, n_slots=n_slots, batch=512)
+    )
+
+
+def sequence(order: int, prompt: list[int], answer: int = 5, priority: int = 0) -> Sequence:
+    return Sequence(order, list(prompt), len(prompt) + answer, priority, order)
+
+
+requests = st.lists(
+    st.tuples(
+        st.integers(0, 2),  # which shared beginning
+        st.integers(0, 120),  # how much of it
+        st.integers(1, 60),  # tokens of its own
+        st.integers(1, 60),  # length of the answer
+        st.integers(0, 1),  # priority
+        st.integers(0, 30),  # steps until the next request comes
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(requests, st.sampled_from([256, 600, 4096]), st.sampled_from([1, 3, 63]))
+def test_everybody_is_served_within_the_cells_whatever_comes(
+    load: list[tuple[int, int, int, int, int, int]], max_cells: int, max_rows: int
+) -> None:
+    serve(simulation(max_cells, max_rows), load, max_cells)
+
+
+@settings(deadline=None, max_examples=30)
+@given(requests)
+def test_everybody_is_served_in_streams_too(load: list[tuple[int, int, int, int, int, int]]) -> None:
+    run = simulation(4 * 512, 4, Streams(4), 4)
+    serve(run, load, 4 * 512)
+    assert all(not plan.operations or isinstance(plan.operations[0], Remove) for plan in run.plans)
+
+
+def serve(run: Simulation, load: list[tuple[int, int, int, int, int, int]], max_cells: int) -> None:
+    """Submits the load with its pauses; all of it is served and the cache stays in its bounds."""
+    for order, (family, shared, own, answer, priority, pause) in enumerate(load):
+        prompt = [family * 10] * shared + [100 + order] * own
+        run.scheduler.submit(sequence(order, prompt, answer, priority))
+        for _ in range(pause):
+            run.step()
+    run.run()
+    assert sorted(run.finished) == list(range(len(load)))
+    assert run.memory.n_cells <= max_cells
+
+
+def test_a_burst_with_one_prefix_prefills_it_once() -> None:
+    run = simulation()
+    prefix = list(range(500))
+    for order in range(10):
+        run.scheduler.submit(sequence(order, [*prefix, 900 + order, order]))
+    run.run()
+    assert run.prompt_tokens <= 502 + 9 * 2
+
+
+def test_a_follower_goes_its_own_way_when_its_leader_is_cancelled() -> None:
+    run = simulation()
+    leader = sequence(0, [*range(1500), 7])
+    run.scheduler.submit(leader)
+    run.scheduler.submit(sequence(1, [*range(1500), 8]))
+    run.step()
+    run.step()
+    assert [s.id for s in run.scheduler.active] == [0]
+    run.scheduler.remove(leader)
+    run.run()
+    assert run.finished == [1]
+
+
+def test_a_prefix_too_short_to_wait_for_is_prefilled_side_by_side() -> None:
+    run = simulation()
+    for order in range(2):
+        run.scheduler.submit(sequence(order, [*range(MIN_SHARED - 1), *[50 + order] * 2000]))
+    while not run.scheduler.active:
+        run.step()
+    run.step()
+    assert len(run.scheduler.active) == 2
+
+
+def test_a_finished_sequence_is_reused_by_the_next_with_the_same_beginning() -> None:
+    run = simulation()
+    run.scheduler.submit(sequence(0, list(range(300))))
+    run.run()
+    before = run.prompt_tokens
+    run.scheduler.submit(sequence(1, [*range(300), 5, 6, 7]))
+    run.run()
+    assert run.prompt_tokens - before <= 4
+
+
+def test_when_cells_run_out_the_youngest_of_the_least_urgent_waits_and_nobody_fails() -> None:
+    run = simulation(max_cells=1024)
+    urgent = sequence(1, [1] * 100, 600)
+    patient = sequence(0, [0] * 100, 600, priority=5)
+    for s in (patient, urgent):
+        run.scheduler.submit(s)
+    run.run()
+    assert run.finished == [1, 0]
+    preempted = [plan for plan in run.plans if patient in plan.admitted]
+    assert len(preempted) >= 1
+
+
+def test_an_interactive_request_takes_the_row_of_a_batch_request() -> None:
+    run = simulation(max_rows=2)
+    for order in range(2):
+        run.scheduler.submit(sequence(order, [order] * 4, 200, priority=5))
+    for _ in range(5):
+        run.step()
+    run.scheduler.submit(sequence(9, [9] * 4, 3))
+    for _ in range(6):
+        run.step()
+    assert run.finished == [9]
+
+
+def test_running_rows_get_a_token_in_every_step_while_a_long_prompt_arrives() -> None:
+    run = simulation(max_cells=8192)
+    for order in range(16):
+        run.scheduler.submit(sequence(order, [order] * 10, 300))
+    while any(s.n_missing > 1 for s in run.scheduler.active) or len(run.scheduler.active) < 16:
+        run.step()
+    run.scheduler.submit(sequence(99, list(range(2000)), 1))
+    while 99 not in run.finished:
+        plan = run.step()
+        assert plan.grow_to or plan.rows == 16
+        assert plan.prompt_tokens <= 63 - 16
+
+
+def test_short_prompts_pass_a_long_one_but_not_for_ever() -> None:
+    run = simulation(max_cells=8192)
+    run.scheduler.submit(sequence(0, [1] * 3000, 1))
+    run.step()
+    run.step()
+    for order in range(1, 60):
+        run.scheduler.submit(sequence(order, [2 + order] * 60, 1))
+        run.step()
+    assert 1 in run.finished
+    run.run()
+    assert run.finished.index(0) < len(run.finished) - 1
+
+
+def test_a_restarted_sequence_is_decoded_again_from_its_first_token() -> None:
+    run = simulation()
+    s = sequence(0, list(range(50)), 20)
+    run.scheduler.submit(s)
+    for _ in range(6):
+        run.step()
+    run.scheduler.restart(s)
+    plan = run.step()
+    assert plan.chunks[0].start == 0
+    run.run()
+    assert run.finished == [0]
+
+
+@pytest.mark.parametrize("rows", [8, 16])
+def test_idle_cells_are_few_while_many_rows_run(rows: int) -> None:
+    run = simulation(max_cells=16384)
+    for order in range(200):
+        run.scheduler.submit(sequence(order, [order] * 40, 40, priority=1))
+    while len(run.finished) < 150:
+        finished = len(run.finished)
+        run.step()
+        idle = [len(slot.tokens) for slot in run.scheduler.cache.slots if not slot.busy]
+        running = sum(s.n_cached for s in run.scheduler.active)
+        if len(run.finished) == finished and len(run.scheduler.active) >= rows:
+            assert sum(idle) <= running / 4 + max(idle)
