@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from myllm.runtime.client import Client
     from myllm.settings import Settings
 
+AWAITED: Final = "records on stdin, one a line"
 PATIENT: Final = 1
 """The priority of a batch's requests: whoever waits at a terminal comes first."""
 NEWS: Final = 1024
@@ -106,7 +107,7 @@ def run_batch(
     with connect(settings) as client:
         batch = Batch(client, answers, AsTheyEnd() if values["unordered"] else InOrder(), progress)
         try:
-            finished = batch.run(ask, done, streams.chunks("records"), values["input_mode"], values["field"])
+            finished = batch.run(ask, done, streams.chunks(AWAITED), values["input_mode"], values["field"])
         finally:
             progress.close()
     if values["verbose"]:

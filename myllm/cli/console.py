@@ -55,12 +55,12 @@ class Streams:
     def chunks(self, awaited: str) -> Iterator[bytes]:
         """What comes on stdin, until its end; blocks between chunks of at most 1 MiB.
 
-        Where nothing has come after `PATIENCE` seconds, stderr says so, and that it is `awaited`.
+        Where nothing has come after `PATIENCE` seconds, stderr says that `awaited` is waited for.
         Raises IOFailureError.
         """
         try:
             if not select.select([self.stdin], [], [], PATIENCE)[0]:
-                self.note(f"waiting for {awaited} on stdin; end it with Ctrl-D, or give -n to read none")
+                self.note(f"waiting for {awaited}")
             while data := os.read(self.stdin, CHUNK):
                 yield data
         except (OSError, ValueError) as error:

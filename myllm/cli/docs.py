@@ -41,6 +41,29 @@ FILES: Final = (
     ("$XDG_DATA_HOME/myllm", "Pulled models and their names; by default ~/.local/share/myllm."),
     ("$XDG_CACHE_HOME/myllm", "What can be deleted and made again; by default ~/.cache/myllm."),
 )
+RECORDS: Final = (
+    "With --batch and --map every line of stdin that is not blank is a record. If the first is a whole "
+    "JSON object, all are JSON, else each line is a text; --input says otherwise. The text of a JSON record "
+    "is the first of text, prompt, content, full_text and input, or what --field names, or its messages, a "
+    "list of objects with role and content. In the output of a MyLLM command the records are its last "
+    "lines, their text is full_text, and an error line stays an error.",
+    "With --batch a record may carry parameters, which win over the flags: the sampling parameters, "
+    "max_tokens, seed, stop, ignore_eos, logprobs, logit_bias, system, raw, on_overflow and deadline_ms.",
+    "The answer is one line: index, the record's own keys, then done, full_text, model, finish_reason, "
+    "usage, timings and seed, or error with code and message, and input_hash, 16 hexadecimal digits of the "
+    "line's SHA-256. MyLLM's keys win over keys of the record of the same name; model, done, usage, "
+    "timings, finish_reason, session_id and error of the record are dropped. A line that is no record, or "
+    "is longer than 16 MiB, becomes an error record. As text the answers are printed one after the other, "
+    "each ending in one newline, and errors go to stderr.",
+    "The exit status is 1 if any record failed or was cut off by the deadline. Where nothing at all could "
+    "be done, for a reason that is not a record's own, it is that reason's, say 66 or 69.",
+    "--resume FILE reads the records that an earlier run left in FILE and answers only the others: those "
+    "that are missing, those that failed, and those whose line has changed. They go to stdout as always, "
+    "so that one command, run until it exits with 0, does the whole: myllm gen --batch --resume out.jsonl < "
+    "in.jsonl >> out.jsonl. If stdout is FILE itself, the torn last line of a run that was killed is taken "
+    "away first. Where FILE has several records of one index, the last counts.",
+)
+"""What the page of gen says under RECORDS, beyond the help."""
 SHELLS: Final[dict[str, type[ShellComplete]]] = {
     "myllm.bash": BashComplete,
     "_myllm": ZshComplete,
@@ -86,6 +109,8 @@ def man_page(command: click.Command, context: click.Context, see_also: tuple[str
     ]
     if isinstance(command, click.Group):
         parts.append(f".SH COMMANDS\n{_commands(command, context)}")
+    if name == "myllm-gen":
+        parts.append(".SH RECORDS\n" + "\n.PP\n".join(map(_escaped, RECORDS)))
     parts += _epilog(command.epilog or "")
     parts += [
         ".SH EXIT STATUS\n" + _list(EXIT_STATUS),
@@ -152,7 +177,7 @@ def _plain(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text for roff: backslashes, hyphens that are minus signs, what is not ASCII, and lines like requests."""
+    """Text for roff: backslashes, minus signs, what is not ASCII, and lines that look like requests."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     escaped = "".join(c if c.isascii() else f"\\[u{ord(c):04X}]" for c in escaped)
     return re.sub(r"^([.'])", r"\\&\1", escaped, flags=re.MULTILINE)

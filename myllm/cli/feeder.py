@@ -23,7 +23,7 @@ from myllm.cli.records import (
     parse_text,
     record_lines,
 )
-from myllm.errors import InternalError, MyllmError
+from myllm.errors import InternalError, MyllmError, UnavailableError
 from myllm.protocol import MAX_LINE
 
 if TYPE_CHECKING:
@@ -174,6 +174,8 @@ class Feeder:
                 raise self._lost
             self._client.send(request)
         except MyllmError as error:
+            if isinstance(error, UnavailableError) and self._lost is None:
+                return  # the listener will see it too, after the answers that came before: see give_up
             if self.jobs.pop(job.ticket, None):  # else it has been given up already
                 self._news.put(NotSent(job, error))
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TOKEN_START = b'{"token":'
 """How token lines begin, by far the most; they need not be parsed to be passed on."""
 
+AWAITED = "text on stdin; end it with Ctrl-D, or give -n to read none"
 EPILOG = """\b
 Examples:
   echo 'Why do Unix pipes matter?' | myllm gen -t
@@ -176,7 +177,7 @@ def _read_stdin(streams: Streams, values: dict[str, Any]) -> Given:
     """All of stdin. Raises BadDataError, UsageError, IOFailureError."""
     chunks: list[bytes] = []
     size = 0
-    for chunk in streams.chunks("text"):
+    for chunk in streams.chunks(AWAITED):
         chunks.append(chunk)
         size += len(chunk)
         if size > MAX_INPUT:

@@ -169,6 +169,9 @@ def _from_records(text: str, field: str | None) -> Given:
 
 
 def _object(line: str) -> dict[str, Any] | None:
+    """The JSON object that a line is, if it is one."""
+    if not line.lstrip().startswith("{"):
+        return None
     try:
         return loads(line.encode())
     except BadDataError:

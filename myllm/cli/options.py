@@ -202,7 +202,8 @@ deadline_option = click.option(
     "--deadline",
     metavar="TIME",
     callback=_duration,
-    help="Stop after this time, say 20s or 5m, and keep what there is (exit 124). Loading the model counts.",
+    help="Stop after this time, say 20s or 5m, and keep what there is (exit 124); for a batch, each "
+    "answer. Loading the model counts.",
 )
 
 overflow_option = click.option(

@@ -6,6 +6,7 @@ the first one is drawn. Must not know requests or records.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from myllm.cli.console import Streams, visible
@@ -19,7 +20,9 @@ class Progress:
 
     def __init__(self, streams: Streams, wanted: bool | None = None) -> None:
         self._streams = streams
-        self._shown = streams.stderr_is_terminal if wanted is None else wanted
+        by_itself = streams.stderr_is_terminal and os.environ.get("TERM") != "dumb"
+        self._shown = by_itself if wanted is None else wanted
+        self._counts = wanted or (self._shown and not streams.stdout_is_terminal)
         self._said = False
         self._bar: tqdm[Any] | None = None
         self._what = ""
@@ -42,8 +45,10 @@ class Progress:
             self._advance(visible(what), done, total, unit="B", unit_scale=True)
 
     def records(self, done: int) -> None:
-        """How many records have been answered."""
-        if self._shown:
+        """How many records have been answered; by itself not where they are printed on a terminal, too."""
+        if not self._counts:
+            self.close()
+        else:
             self._advance("records", done, None, unit=" records")
 
     def close(self) -> None:

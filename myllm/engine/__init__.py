@@ -100,9 +100,14 @@ def open_engine(
         from myllm.engine.fake import open_fake
 
         return open_fake(path, options, emit, progress)
-    from myllm.engine.engine import LlamaEngine
+    from myllm.engine import llama
 
-    return LlamaEngine(path, options, emit, progress, recommended=dict(recommended))
+    llama.start()
+    gpu_layers = -1 if options.gpu_layers is None else options.gpu_layers
+    model = llama.Model(path, gpu_layers=gpu_layers, progress=progress)
+    from myllm.engine.engine import LlamaEngine  # with numpy, imported while the model loads (see worker.py)
+
+    return LlamaEngine(model, options, emit, recommended=recommended)
 
 
 def is_fake(path: Path) -> bool:

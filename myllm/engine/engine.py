@@ -12,33 +12,31 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm import hardware
-from myllm.engine import llama, sampling
+from myllm.engine import llama
+from myllm.engine.context import Batch, Context
 from myllm.engine.generation import Generation, Times
-from myllm.engine.pace import TILE_ROWS
+from myllm.engine.layout import choose_layout
+from myllm.engine.llama import Model
+from myllm.engine.logprobs import log_probabilities
+from myllm.engine.samplers import make_sampler
 from myllm.engine.scheduler import Chunk, Plan, Scheduler
 from myllm.engine.sequence import Sequence
-from myllm.engine.space import POOL, Pool, Streams, round_up
+from myllm.engine.space import Pool, Streams, round_up
 from myllm.engine.text import TextStream
-from myllm.errors import BadDataError, ContextOverflowError, InternalError, MyllmError, UsageError
+from myllm.errors import BadDataError, ContextOverflowError, InternalError, MyllmError
 from myllm.protocol import MAX_SEED, GenRequest, LoadOptions, Message, error_event, tagged
 
 Emit = Callable[[list[Message]], None]
 
 BATCH = 512
 """Tokens in a step at most; more does not prefill faster on a CPU and delays cancellations."""
-SLOTS = 128
-"""Sequence ids: the running ones and as many idle prefixes to reuse. Free of cost in a unified cache."""
-STREAMS = 16
-"""Sequences at once where each has cells of its own, and pays memory for them."""
-MEMORY_SHARE = 0.8
-"""How much of the memory that is free at load time the KV cache may come to."""
 MAX_FAILURES = 2
 """Steps that may fail under a request before it is given up instead of started again."""
 
@@ -48,31 +46,27 @@ class LlamaEngine:
 
     def __init__(
         self,
-        path: Path,
+        model: Model,
         options: LoadOptions,
         emit: Emit,
-        progress: Callable[[float], None],
         *,
-        recommended: dict[str, float] | None = None,
+        recommended: Mapping[str, float] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Loads the model (blocks) and starts the thread. `recommended` are the file's sampling defaults.
+        """Starts the thread on a loaded model, which is the engine's own from now on.
 
-        Raises BadDataError for a file that llama.cpp refuses or a model that cannot generate.
+        `recommended` are the sampling parameters that the model's file asks for. Raises BadDataError
+        for a model that cannot generate.
         """
-        llama.start()
-        self._path, self._options, self._emit, self._clock = path, options, emit, clock
-        self._recommended = recommended or {}
-        gpu_layers = -1 if options.gpu_layers is None else options.gpu_layers
-        self._model = llama.Model(path, gpu_layers=gpu_layers, progress=progress)
-        if self._model.has_encoder or not self._model.has_decoder:
-            raise BadDataError(
-                f"{path.name}: an encoder model; it makes embeddings, not text: use `myllm embed`"
-            )
-        self.tokenizer = self._model.tokenizer
-        self.window = self._window()
-        self._batch = llama.Batch(BATCH)
-        self._context: llama.Context | None = None
+        if model.has_encoder or not model.has_decoder:
+            raise BadDataError("model: an encoder makes embeddings, not text; use `myllm embed`")
+        self._model, self._options, self._emit, self._clock = model, options, emit, clock
+        self._recommended = recommended
+        self._layout = choose_layout(options, model)
+        self.tokenizer = model.tokenizer
+        self.window = self._layout.window
+        self._batch = Batch(BATCH)
+        self._context: Context | None = None
         self._scheduler = self._new_scheduler()
         self._generations: dict[int, Generation] = {}
         self._arrivals = 0
@@ -110,7 +104,7 @@ class LlamaEngine:
             "sequences_active": len(scheduler.active),
             "sequences_waiting": len(scheduler.waiting),
             "row_limit": scheduler.row_limit.limit,
-            "threads": self._n_threads,
+            "threads": self._layout.n_threads,
             "device": "gpu" if llama.lib.llama_supports_gpu_offload() else "cpu",
             **self._counts,
             "decode_seconds": round(self._seconds["decode"], 3),
@@ -128,6 +122,8 @@ class LlamaEngine:
     # ── the engine's thread ─────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
+        with suppress(MyllmError):  # for a first prompt of usual length, made while that is still rendered
+            self._grow(self._scheduler.space.target([BATCH], self._layout.max_cells))
         while self._take_in():
             try:
                 self._emit_all(self._expire())
@@ -159,8 +155,8 @@ class LlamaEngine:
     def _step(self, plan: Plan) -> list[Message]:
         """Does what the plan says: 1. admit, 2. memory, 3. decode and sample, 4. report how long it took."""
         started = self._clock()
-        for generation in map(self._generation, plan.admitted):
-            self._admitted(generation, started)
+        for sequence, n_cached in plan.admitted:
+            self._admitted(self._generation(sequence), n_cached, started)
         if self._context:
             for operation in plan.operations:
                 self._context.apply(operation)
@@ -210,7 +206,7 @@ class LlamaEngine:
             tokens = sequence.tokens[start:end]
             yield chunk, self._batch.add(tokens, start, sequence.slot.id, output=sample)
 
-    def _sample(self, context: llama.Context, due: list[tuple[Chunk, int]], now: float) -> list[Message]:
+    def _sample(self, context: Context, due: list[tuple[Chunk, int]], now: float) -> list[Message]:
         """Samples the next token of every sequence that is due, and says what came of it."""
         if not due:
             return []
@@ -246,7 +242,7 @@ class LlamaEngine:
     def _logprobs(self, logits: NDArray[np.float32], token: int, top: int | None) -> Message:
         if top is None:
             return {}
-        logprob, ranked = sampling.log_probabilities(logits, token, top)
+        logprob, ranked = log_probabilities(logits, token, top)
         named = [{"token": self.tokenizer.decode([t]), "logprob": round(value, 6)} for t, value in ranked]
         return {"logprob": round(logprob, 6), "top_logprobs": named}
 
@@ -285,15 +281,15 @@ class LlamaEngine:
             n_prompt=len(prompt),
             seed=seed,
             dropped_tokens=dropped_tokens,
-            sampler=self._new_sampler(request, prompt, seed),
+            sampler=make_sampler(request, prompt, seed, self._recommended, self._model),
             text=TextStream(request.stop),
         )
 
-    def _admitted(self, generation: Generation, now: float) -> None:
-        if generation.times.admitted is None:
+    def _admitted(self, generation: Generation, n_cached: int, now: float) -> None:
+        if generation.times.admitted is None:  # else it was preempted, and comes back
             generation.times.admitted = now
-            generation.n_cached = generation.sequence.n_cached
-            self._counts["cached_tokens"] += generation.n_cached
+            generation.n_cached = n_cached
+            self._counts["cached_tokens"] += n_cached
 
     def _finish_by_id(self, request_id: int, finish_reason: str) -> list[Message]:
         generation = self._generations.get(request_id)
@@ -325,6 +321,7 @@ class LlamaEngine:
 
     def _recover(self, plan: Plan, code: int) -> list[Message]:
         """After a failed decode nothing of the step can be trusted: its sequences start again, once."""
+        llama.explain()
         sys.stderr.write(f"llama_decode: {code} with {plan.rows} rows, {plan.prompt_tokens} prompt tokens\n")
         events = []
         for generation in {self._generation(chunk.sequence): None for chunk in plan.chunks}:
@@ -354,13 +351,13 @@ class LlamaEngine:
                     moving.append((sequence, self._context.read_state(sequence.slot.id)))
             self._context.close()
             self._context = None
-        self._context = llama.Context(
+        self._context = Context(
             self._model,
             n_ctx=n_cells,
-            n_seq_max=len(self._scheduler.cache.slots),
+            n_seq_max=self._layout.n_slots,
             n_batch=BATCH,
-            unified=not self._isolates,
-            n_threads=self._n_threads,
+            unified=not self._layout.isolates,
+            n_threads=self._layout.n_threads,
             kv_type=self._options.kv_type or "f16",
             flash_attn=self._options.flash_attn != "off",
         )
@@ -369,56 +366,16 @@ class LlamaEngine:
             if sequence.slot and not self._context.write_state(sequence.slot.id, state):
                 self._scheduler.restart(sequence)
 
-    def _new_sampler(self, request: GenRequest, prompt: list[int], seed: int) -> llama.Sampler | None:
-        values = sampling.effective(request.sampling, self._recommended)
-        biases = dict.fromkeys(self.tokenizer.suppressed, float("-inf"))
-        if request.ignore_eos:
-            biases |= dict.fromkeys(self.tokenizer.end_tokens, float("-inf"))
-        biases |= {self._bias_token(name): value for name, value in request.logit_bias.items()}
-        if sampling.is_greedy(values, bool(biases)):
-            return None
-        sampler = llama.Sampler(sampling.chain(values, seed, self.tokenizer.n_vocab, biases), self._model)
-        if sampling.is_penalised(values):
-            sampler.accept(prompt)
-        return sampler
-
-    def _bias_token(self, name: str) -> int:
-        if name.isdecimal() and int(name) < self.tokenizer.n_vocab:
-            return int(name)
-        tokens = self.tokenizer.encode(name, special=True)
-        if len(tokens) != 1:
-            raise UsageError(
-                f"logit_bias: {name!r} is {len(tokens)} tokens of this model; give one, or its id"
-            )
-        return tokens[0]
-
     def _new_scheduler(self) -> Scheduler:
-        most = min(self._options.parallel or TILE_ROWS - 1, TILE_ROWS - 1)
-        if self._isolates:
-            rows = min(most, STREAMS)
-            return Scheduler(
-                Streams(rows), max_cells=rows * self.window, max_rows=rows, n_slots=rows, batch=BATCH
-            )
-        max_cells = max(self.window, min(POOL, self._affordable_cells()))
-        return Scheduler(Pool(), max_cells=max_cells, max_rows=most, n_slots=SLOTS, batch=BATCH)
-
-    @property
-    def _isolates(self) -> bool:
-        return self._model.is_recurrent or self._options.flash_attn == "off"
-
-    def _window(self) -> int:
-        rows = STREAMS if self._isolates else 1
-        affordable = self._affordable_cells() // rows
-        return min(self._options.context or affordable, self._model.n_ctx_train)
-
-    def _affordable_cells(self) -> int:
-        """Cells that fit the memory now free, at 2 bytes a number (the default type)."""
-        per_cell = max(2 * self._model.kv_values_per_token, 1)
-        return max(int(hardware.available_memory() * MEMORY_SHARE / per_cell), BATCH)
-
-    @property
-    def _n_threads(self) -> int:
-        return self._options.threads or hardware.physical_cores()
+        layout = self._layout
+        space = Streams(layout.n_slots) if layout.isolates else Pool()
+        return Scheduler(
+            space,
+            max_cells=layout.max_cells,
+            max_rows=layout.max_rows,
+            n_slots=layout.n_slots,
+            batch=BATCH,
+        )
 
     def _generation(self, sequence: Sequence) -> Generation:
         return self._generations[sequence.id]

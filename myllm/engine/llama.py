@@ -1,8 +1,8 @@
-"""llama.cpp's model, context, batch and samplers as small Python objects over the low-level bindings.
+"""llama.cpp's model, tokenizer and samplers as small Python objects over the low-level bindings.
 
-The only importer of llama_cpp. Knows nothing of requests, scheduling, text streams or processes.
-Foreign failures become MyllmError here. What would abort inside llama.cpp (engine-notes §4: bad ids,
-batches over the limit) is refused here first, with ValueError: a bug of the caller.
+The only importer of llama_cpp; context.py goes on from here with what needs numpy, so that a model
+can load while numpy is still being imported. Knows nothing of requests, scheduling, text streams or
+processes. Foreign failures become MyllmError here.
 
 Threads: one thread owns a Context and its samplers. `Tokenizer` may be used from any thread.
 """
@@ -17,14 +17,13 @@ from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from myllm.engine.kv_cache import Copy, Remove
 from myllm.engine.sampling import Step
-from myllm.errors import BadDataError, UnavailableError
+from myllm.errors import BadDataError
+
+if TYPE_CHECKING:
+    from myllm.engine.context import Context
 
 
 def _import_bindings() -> Any:
@@ -42,23 +41,14 @@ def _import_bindings() -> Any:
 
 lib: Final = _import_bindings()
 
-GGML_TYPES: Final = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q5_0": 6,
-    "q5_1": 7,
-    "q8_0": 8,
-    "bf16": 30,
-}
-"""KV cache element types by name: `enum ggml_type`."""
 WARN: Final = 3
 """`GGML_LOG_LEVEL_WARN`; lower levels are chatter."""
 CONTINUED: Final = 5
 """`GGML_LOG_LEVEL_CONT`: goes on with the line before."""
 SPECIAL_ATTRS: Final = 1 << 3 | 1 << 0
-"""`LLAMA_TOKEN_ATTR_CONTROL` and `_UNKNOWN`: read by llama_tokenize only where special tokens are asked for."""
+"""`LLAMA_TOKEN_ATTR_CONTROL` and `_UNKNOWN`: what llama_tokenize reads only with `parse_special`."""
+SLOW_TO_LOAD: Final = 1 << 30
+"""Bytes of a file from which its loading is worth reports: each waits for the GIL."""
 DRY_BREAKERS: Final = (b"\n", b":", b'"', b"*")
 """Where DRY's repeated runs end: llama.cpp's default sequence breakers."""
 
@@ -71,10 +61,20 @@ def _log(level: int, text: bytes, _data: Any) -> None:
         sys.stderr.buffer.flush()
 
 
+_SILENT = ctypes.cast(ctypes.CDLL(None).abs, lib.llama_log_callback)
+"""A C function that does nothing with a log line. llama.cpp logs thousands while it loads, and a Python
+callback for each would wait for the GIL, which is busy with imports just then."""
+
+
 def start() -> None:
-    """Readies llama.cpp for this process: its log goes to stderr from warnings on."""
-    lib.llama_log_set(_log, None)
+    """Readies llama.cpp for this process. It is silent until `explain`; an abort still speaks on stderr."""
+    lib.llama_log_set(_SILENT, None)
     lib.llama_backend_init()
+
+
+def explain() -> None:
+    """From now on llama.cpp's warnings and errors go to stderr: something failed and is tried again."""
+    lib.llama_log_set(_log, None)
 
 
 class Tokenizer:
@@ -185,145 +185,33 @@ class Model:
 
         params = lib.llama_model_default_params()
         params.n_gpu_layers = gpu_layers
-        params.progress_callback = report
-        self._model = lib.llama_model_load_from_file(bytes(path), params)
-        if not self._model:
+        if path.stat().st_size > SLOW_TO_LOAD:
+            params.progress_callback = report
+        self.pointer = lib.llama_model_load_from_file(bytes(path), params)
+        if not self.pointer:
+            explain()
+            self.pointer = lib.llama_model_load_from_file(bytes(path), params)
+        if not self.pointer:
             raise BadDataError(f"{path}: llama.cpp cannot load it; check it with `myllm models verify`")
-        self.tokenizer = Tokenizer(lib.llama_model_get_vocab(self._model))
-        self.n_ctx_train: int = lib.llama_model_n_ctx_train(self._model)
-        self.has_encoder = bool(lib.llama_model_has_encoder(self._model))
-        self.has_decoder = bool(lib.llama_model_has_decoder(self._model))
-        self.kv_values_per_token = 2 * self._kv_width() * lib.llama_model_n_layer(self._model)
+        self.tokenizer = Tokenizer(lib.llama_model_get_vocab(self.pointer))
+        self.n_ctx_train: int = lib.llama_model_n_ctx_train(self.pointer)
+        self.has_encoder = bool(lib.llama_model_has_encoder(self.pointer))
+        self.has_decoder = bool(lib.llama_model_has_decoder(self.pointer))
+        self.kv_values_per_token = 2 * self._kv_width() * lib.llama_model_n_layer(self.pointer)
         """Numbers (keys and values, all layers) that a token keeps in the cache, to estimate memory."""
         self.is_recurrent = bool(
-            lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
+            lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer)
         )
 
     def _kv_width(self) -> int:
-        heads = max(lib.llama_model_n_head(self._model), 1)
-        return int(lib.llama_model_n_embd(self._model) // heads * lib.llama_model_n_head_kv(self._model))
+        heads = max(lib.llama_model_n_head(self.pointer), 1)
+        return int(lib.llama_model_n_embd(self.pointer) // heads * lib.llama_model_n_head_kv(self.pointer))
 
     def close(self) -> None:
         """Frees the weights; every Context of the model must be closed before."""
-        if self._model:
-            lib.llama_model_free(self._model)
-            self._model = None
-
-
-class Context:
-    """A KV cache of `n_ctx` cells and the buffers to decode into it."""
-
-    def __init__(
-        self,
-        model: Model,
-        *,
-        n_ctx: int,
-        n_seq_max: int,
-        n_batch: int,
-        n_threads: int,
-        kv_type: str = "f16",
-        flash_attn: bool = True,
-        unified: bool = True,
-    ) -> None:
-        """`unified`: one pool of cells for all sequences, else `n_ctx / n_seq_max` for each.
-
-        Raises UnavailableError where the memory can't be had."""
-        params = lib.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = n_ctx, n_seq_max
-        params.n_batch = params.n_ubatch = n_batch
-        params.n_outputs_max = max(n_seq_max, 1)
-        params.n_threads = params.n_threads_batch = n_threads
-        params.flash_attn_type = -1 if flash_attn else 0
-        params.type_k = params.type_v = GGML_TYPES[kv_type]
-        params.kv_unified = unified
-        params.no_perf = True
-        self._context = lib.llama_init_from_model(model._model, params)
-        if not self._context:
-            raise UnavailableError(
-                f"context: llama.cpp cannot make one of {n_ctx:,} tokens; try a smaller --context"
-            )
-        self.n_ctx: int = lib.llama_n_ctx(self._context)
-        self.n_batch: int = lib.llama_n_batch(self._context)
-        self._n_vocab = model.tokenizer.n_vocab
-        self._memory = lib.llama_get_memory(self._context)
-
-    def decode(self, batch: Batch) -> int:
-        """llama_decode: 0 is success, 1 no cells, below 0 an error. Blocks for the whole step."""
-        return int(lib.llama_decode(self._context, batch.struct))
-
-    def logits(self, n_rows: int) -> NDArray[np.float32]:
-        """`(n_rows, n_vocab)` logits of the batch's flagged tokens in order; valid until the next decode."""
-        pointer = lib.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, shape=(n_rows, self._n_vocab))
-
-    def apply(self, operation: Remove | Copy) -> None:
-        """Brings the KV cache in line with the scheduler's books."""
-        if isinstance(operation, Remove):
-            lib.llama_memory_seq_rm(self._memory, operation.slot, operation.start, -1)
-        else:
-            lib.llama_memory_seq_cp(self._memory, operation.source, operation.target, 0, operation.length)
-
-    def read_state(self, slot: int) -> NDArray[np.uint8]:
-        """The keys and values of one sequence, as bytes that `write_state` understands."""
-        size = lib.llama_state_seq_get_size_ext(self._context, slot, 0)
-        state = np.empty(size, np.uint8)
-        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        written = lib.llama_state_seq_get_data_ext(self._context, pointer, size, slot, 0)
-        return state[:written]
-
-    def write_state(self, slot: int, state: NDArray[np.uint8]) -> bool:
-        """Puts a sequence's keys and values back; False where llama.cpp does not take them."""
-        pointer = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        return bool(lib.llama_state_seq_set_data_ext(self._context, pointer, len(state), slot, 0))
-
-    def close(self) -> None:
-        if self._context:
-            lib.llama_free(self._context)
-            self._context = None
-
-
-class Batch:
-    """The tokens of one step, in buffers that are filled by slices and never copied in Python."""
-
-    def __init__(self, n_max: int) -> None:
-        self._n_max = n_max
-        self._token = np.zeros(n_max, np.int32)
-        self._pos = np.zeros(n_max, np.int32)
-        self._slot = np.zeros(n_max, np.int32)
-        self._n_slots = np.ones(n_max, np.int32)
-        self._output = np.zeros(n_max, np.int8)
-        rows = self._slot.ctypes.data + self._slot.itemsize * np.arange(n_max + 1, dtype=np.uint64)
-        self._slot_rows = rows.astype(np.uint64)
-        int32 = ctypes.POINTER(ctypes.c_int32)
-        self.struct = lib.llama_batch(
-            n_tokens=0,
-            token=self._token.ctypes.data_as(int32),
-            embd=None,
-            pos=self._pos.ctypes.data_as(int32),
-            n_seq_id=self._n_slots.ctypes.data_as(int32),
-            seq_id=self._slot_rows.ctypes.data_as(ctypes.POINTER(int32)),
-            logits=self._output.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-
-    def clear(self) -> None:
-        self.struct.n_tokens = 0
-
-    def add(self, tokens: Sequence[int], start: int, slot: int, *, output: bool) -> int:
-        """Appends `tokens` at positions `start…` of `slot`; `output` asks for the last one's logits.
-
-        Returns that last token's index in the batch.
-        """
-        first: int = self.struct.n_tokens
-        end = first + len(tokens)
-        if end > self._n_max:
-            raise ValueError(f"a batch holds {self._n_max} tokens, not {end}")
-        self._token[first:end] = tokens
-        self._pos[first:end] = np.arange(start, start + len(tokens))
-        self._slot[first:end] = slot
-        self._output[first:end] = False
-        self._output[end - 1] = output
-        self.struct.n_tokens = end
-        return end - 1
+        if self.pointer:
+            lib.llama_model_free(self.pointer)
+            self.pointer = None
 
 
 class Sampler:
@@ -341,7 +229,7 @@ class Sampler:
 
     def sample(self, context: Context, index: int) -> int:
         """The next token by the logits of batch index `index`; the chain remembers it."""
-        return int(lib.llama_sampler_sample(self._chain, context._context, index))
+        return int(lib.llama_sampler_sample(self._chain, context.pointer, index))
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Tells the penalties about tokens that were not sampled here (the prompt's end)."""

@@ -1,4 +1,4 @@
-"""Sampling parameters → the chain of llama.cpp samplers, as data; and log-probabilities from logits.
+"""Sampling parameters → the chain of llama.cpp samplers, as data.
 
 Pure. The order is llama.cpp's own (common/sampling.cpp, common_sampler_init): biases, penalties,
 DRY, top-n-σ, top-k, typical, top-p, min-p, XTC, temperature, then the draw.
@@ -6,11 +6,8 @@ DRY, top-n-σ, top-k, typical, top-p, min-p, XTC, temperature, then the draw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from myllm.protocol import SAMPLING
 
@@ -71,21 +68,3 @@ def chain(values: Mapping[str, float], seed: int, n_vocab: int, biases: Mapping[
         (v["xtc_probability"] > 0, Step("xtc", (v["xtc_probability"], v["xtc_threshold"], MIN_KEEP, seed))),
     ]
     return [*steps, *(step for wanted, step in filters if wanted), temperature, Step("dist", (seed,))]
-
-
-def log_probabilities(
-    logits: NDArray[np.float32], token: int, top: int
-) -> tuple[float, list[tuple[int, float]]]:
-    """log P(token) and the `top` likeliest (token, log P), best first, from raw logits `(n_vocab,)`, in nats.
-
-    That is the model's own distribution: sampling parameters do not change it.
-    """
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max()
-    shifted -= np.log(np.exp(shifted).sum())
-    top = min(top, len(shifted))
-    if not top:
-        return float(shifted[token]), []
-    best: Sequence[int] = np.argpartition(shifted, -top)[-top:].tolist()
-    ranked = sorted(((int(t), float(shifted[t])) for t in best), key=lambda pair: (-pair[1], pair[0]))
-    return float(shifted[token]), ranked

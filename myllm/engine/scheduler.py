@@ -49,7 +49,8 @@ class Plan:
 
     operations: list[Remove | Copy] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
-    admitted: list[Sequence] = field(default_factory=list)
+    admitted: list[tuple[Sequence, int]] = field(default_factory=list)
+    """Who joined, and how many of its tokens were in the cache already."""
     grow_to: int | None = None
 
     @property
@@ -147,7 +148,7 @@ class Scheduler:
                 grow_to = None
             if not self._place(sequence, source, length):
                 break
-            plan.admitted.append(sequence)
+            plan.admitted.append((sequence, sequence.n_cached))
             if grow_to:
                 return grow_to
         return None

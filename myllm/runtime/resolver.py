@@ -23,7 +23,7 @@ FRESH_FOR: Final = 1.0
 
 
 class Resolver:
-    """Resolves names on one event loop; `open_registry` is called on threads, and what it raises passes on."""
+    """Resolves names on one event loop; `open_registry` is called on threads."""
 
     def __init__(self, open_registry: Callable[[], Registry]) -> None:
         self._open_registry = open_registry

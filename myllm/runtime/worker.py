@@ -49,9 +49,9 @@ def inherit_nothing_but(fd: int) -> None:
 
 
 def import_engine() -> None:
-    """Has the slow imports done by the time a path to load arrives."""
+    """Has the slow imports done by the time a path to load arrives; numpy's, while that is loaded."""
     with suppress(Exception):  # opening the engine raises it again, where it can be reported
-        import myllm.engine.engine  # noqa: F401
+        pass
 
 
 def serve(connection: socket.socket, intake: Intake) -> None:

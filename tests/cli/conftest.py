@@ -54,12 +54,11 @@ class Captured:
     def __init__(self, folder: Path, stdin: bytes) -> None:
         (folder / "stdin").write_bytes(stdin)
         self._out = folder / "stdout"
-        self._fds = [
-            os.open(folder / "stdin", os.O_RDONLY),
-            os.open(self._out, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
-        ]
+        given = os.open(folder / "stdin", os.O_RDONLY)
+        taken = os.open(self._out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        self._fds = given, taken
         self._err = io.StringIO()
-        self.streams = Streams(*self._fds, self._err)
+        self.streams = Streams(given, taken, self._err)
 
     @property
     def out(self) -> bytes:

@@ -71,7 +71,7 @@ def test_a_silent_stdin_is_mentioned_once_and_read_on(monkeypatch: pytest.Monkey
     chunks: list[bytes] = []
     streams = Streams(stdin=read, stderr=err)
     streams.before_note = said.set
-    reader = threading.Thread(target=lambda: chunks.extend(streams.chunks("text")))
+    reader = threading.Thread(target=lambda: chunks.extend(streams.chunks("text on stdin")))
     reader.start()
     assert said.wait(5)
     os.write(write, b"late")

@@ -11,7 +11,7 @@ import pytest
 
 from myllm.cli.feeder import BadLine, Feeder, Finished, NotSent, Window, hash_of
 from myllm.cli.resume import Done
-from myllm.errors import IOFailureError, UnavailableError
+from myllm.errors import BadDataError, IOFailureError, UnavailableError
 
 
 class Sender:
@@ -73,7 +73,7 @@ def test_a_record_that_is_done_is_not_sent_again() -> None:
 
 def test_a_line_too_long_is_an_error_record_and_costs_no_memory() -> None:
     chunks = (b"x" * 2**20 for _ in range(100))
-    sent, news = feed((chunk for part in (iter([b"a\n"]), chunks, iter([b"\nb\n"])) for chunk in part))
+    sent, news = feed(chunk for part in (iter([b"a\n"]), chunks, iter([b"\nb\n"])) for chunk in part)
     assert [request["prompt"] for request in sent] == ["a", "b"]
     assert (news[0].job.index, news[0].job.size) == (1, 256)
     assert "longer than" in news[0].error["message"]
@@ -89,9 +89,18 @@ def test_a_stdin_that_fails_ends_the_batch_with_its_error() -> None:
     assert isinstance(news[-1].error, IOFailureError)
 
 
-def test_a_connection_that_is_gone_fails_every_record() -> None:
-    _, news = feed([b"one\ntwo\n"], sender=Sender(UnavailableError("gone")))
+def test_a_request_that_cannot_be_sent_fails_alone() -> None:
+    _, news = feed([b"one\ntwo\n"], sender=Sender(BadDataError("too large")))
     assert [type(each) for each in news] == [NotSent, NotSent, Finished]
+
+
+def test_what_was_sent_into_a_connection_that_is_gone_is_given_up() -> None:
+    news: Queue[Any] = Queue()
+    feeder = Feeder(Sender(UnavailableError("gone")), lambda record: {}, Window(), news, Done())  # type: ignore[arg-type]
+    feeder.start([b"one\ntwo\n"], "lines", None)
+    assert news.get(timeout=5) == Finished(2, 0, None)
+    assert [job.index for job in feeder.give_up(UnavailableError("gone"))] == [0, 1]
+    assert not feeder.jobs
 
 
 def test_reading_waits_for_writing() -> None:

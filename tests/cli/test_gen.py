@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import subprocess
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ FakeModel = Callable[..., Path]
 
 
 def test_a_pipe_gets_the_stream_and_its_tokens_join_to_the_text(run: Run, fake_model: FakeModel) -> None:
-    ended = run("gen", "-m", fake_model(), "--seed", 7, stdin="Why do Unix pipes matter?\n".encode())
+    ended = run("gen", "-m", fake_model(), "--seed", 7, stdin=b"Why do Unix pipes matter?\n")
     assert ended.status == 0
     assert ended.err == ""
     *tokens, done = ended.lines
@@ -79,7 +80,7 @@ def test_a_deadline_is_124_and_keeps_what_there_is(run: Run, fake_model: FakeMod
 
 
 def test_a_prompt_over_the_window_is_67_and_has_both_numbers(run: Run, fake_model: FakeModel) -> None:
-    ended = run("gen", "-m", fake_model(window=16), stdin=b"word " * 100)
+    ended = run("gen", "-m", fake_model(window=16), stdin=b" word" * 100)
     assert ended.status == 67
     assert "100" in ended.err
     assert "16" in ended.err
@@ -131,7 +132,9 @@ def test_a_partial_text_keeps_its_line_before_the_error(run: Run, fake_model: Fa
         (b'{"token":"x","done":false}\n', 65, "cut off"),
     ],
 )
-def test_a_bad_stdin_is_refused(run: Run, fake_model: FakeModel, stdin: bytes, status: int, said: str) -> None:
+def test_a_bad_stdin_is_refused(
+    run: Run, fake_model: FakeModel, stdin: bytes, status: int, said: str
+) -> None:
     ended = run("gen", "-m", fake_model(), stdin=stdin)
     assert ended.status == status
     assert not ended.out
@@ -161,6 +164,7 @@ def test_a_relative_path_to_a_model_works(run: Run, fake_model: FakeModel) -> No
 def on_a_terminal(*arguments: object) -> bytes:
     """What a terminal shows of a run whose three streams are all that terminal."""
     leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 80))
     with subprocess.Popen(
         [*MYLLM, *map(str, arguments)], stdin=follower, stdout=follower, stderr=follower
     ) as process:

@@ -88,14 +88,24 @@ def test_a_bad_configuration_is_78(run: Run, home: Path) -> None:
     assert str(file) in ended.err
 
 
-BROKEN = "import myllm.settings as s; s.load = lambda: 1 / 0; import sys; sys.argv = {argv}; from myllm.__main__ import main; main()"
+BROKEN = """
+import sys
+import myllm.settings
+myllm.settings.load = lambda: 1 / 0
+sys.argv = {argv}
+from myllm.__main__ import main
+main()
+"""
 
 
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_bug_is_one_line_and_70_with_its_traceback_only_on_demand(debug: bool) -> None:
     argv = ["myllm", *(["--debug"] if debug else []), "gen", "hi"]
     ended = subprocess.run(
-        [sys.executable, "-c", BROKEN.format(argv=argv)], capture_output=True, stdin=subprocess.DEVNULL, check=False
+        [sys.executable, "-c", BROKEN.format(argv=argv)],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
     )
     assert ended.returncode == 70
     assert ended.stderr.decode().endswith(
@@ -131,7 +141,9 @@ def test_a_closed_stdout_is_an_error_and_not_a_socket(fake_model: FakeModel) -> 
 def test_a_reader_that_leaves_ends_it_by_sigpipe_at_once_and_quietly(fake_model: FakeModel) -> None:
     model = fake_model(ms_per_token=2, window=100_000)
     command = [*MYLLM, "gen", "-n", "--ignore-eos", "a b c", "-m", str(model)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
     assert process.stdout
     assert process.stdout.readline().startswith(b'{"token":')
     process.stdout.close()

@@ -97,7 +97,8 @@ def test_a_count_is_a_number() -> None:
 def test_statistics_are_one_line() -> None:
     line = statistics(DONE)
     assert line == (
-        "m: 1,234 prompt tokens (17 cached), 2 tokens at 110.2/s, first after 31 ms, load 420 ms, seed 7, stop"
+        "m: 1,234 prompt tokens (17 cached), 2 tokens at 110.2/s, first after 31 ms, "
+        "load 420 ms, seed 7, stop"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import orjson
 import pytest
@@ -25,7 +26,7 @@ from myllm.cli.records import (
 
 def pieces(data: bytes, cuts: list[int]) -> Iterator[bytes]:
     places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return (data[a:b] for a, b in zip(places, places[1:], strict=False))
+    return (data[a:b] for a, b in pairwise(places))
 
 
 @given(st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b""))), st.lists(st.integers(0)))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from myllm.engine.engine import LlamaEngine
+from myllm.engine import open_engine
 from myllm.errors import BadDataError, ContextOverflowError
 from myllm.protocol import GenRequest, LoadOptions
 
@@ -40,7 +40,8 @@ class Harness:
 
     def __init__(self, path: Path, **options: Any) -> None:
         self.events: queue.SimpleQueue[list[dict[str, Any]]] = queue.SimpleQueue()
-        self.engine = LlamaEngine(path, LoadOptions(**options), self.events.put, lambda _: None)
+        self.path = path
+        self.engine = open_engine(path, LoadOptions(**options), self.events.put, lambda _: None)
 
     def prompt(self, question: str) -> list[int]:
         text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
@@ -145,6 +146,14 @@ def test_the_same_seed_gives_the_same_text(harness: Harness) -> None:
     assert first == second != other
 
 
+def test_cached_tokens_are_those_that_were_not_prefilled(smollm2_path: Path) -> None:
+    fresh = Harness(smollm2_path, threads=2)
+    used = [fresh.run(QUESTIONS[0], max_tokens=1, sampling=GREEDY)[-1]["usage"] for _ in range(2)]
+    assert used[0]["cached_tokens"] == 0
+    assert used[1]["cached_tokens"] == used[1]["prompt_tokens"] - 1
+    fresh.engine.close()
+
+
 def test_many_requests_share_their_prefix_and_all_finish(harness: Harness) -> None:
     beginning = "You are a terse assistant. " * 40
     for request_id in range(6):
@@ -156,8 +165,8 @@ def test_many_requests_share_their_prefix_and_all_finish(harness: Harness) -> No
 
 def test_the_cache_grows_under_a_running_request_without_changing_its_answer(harness: Harness) -> None:
     question = "Count from one to two hundred in words."
-    fresh = Harness(harness.engine._path, threads=2, context=2048)
-    small = Harness(harness.engine._path, threads=2)
+    fresh = Harness(harness.path, threads=2, context=2048)
+    small = Harness(harness.path, threads=2)
     fields: dict[str, Any] = {"max_tokens": 40, "sampling": GREEDY}
     expected = fresh.run(question, **fields)[-1]["full_text"]
     small.submit(0, question, **fields)

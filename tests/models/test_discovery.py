@@ -226,6 +226,19 @@ def test_links_that_loop_or_lead_nowhere_break_nothing(tmp_path: Path) -> None:
     assert names(Settings(models_paths=(tmp_path,))) == {"good": "path"}
 
 
+def test_a_folder_that_many_links_lead_to_is_entered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path / "good.gguf")
+    for n in range(5):
+        (tmp_path / f"loop-{n}").symlink_to(tmp_path)
+    entered: list[object] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: entered.append(folder) or scandir(folder))
+    assert names(Settings(models_paths=(tmp_path,))) == {"good": "path"}
+    assert [folder for folder in entered if str(folder).startswith(str(tmp_path))] == [str(tmp_path)]
+
+
 def test_a_folder_that_cannot_be_read_breaks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path / "good.gguf")
     made(tmp_path / "closed" / "hidden.gguf")
@@ -252,6 +265,15 @@ def test_a_split_model_is_listed_once_and_with_its_whole_size(tmp_path: Path) ->
     [(model, said)] = Registry(Settings(models_paths=(tmp_path,))).models()
     assert (model.name, model.path) == ("big", parts[0])
     assert said["size_bytes"] == sum(part.stat().st_size for part in parts)
+
+
+def test_a_digest_that_leads_out_of_the_store_is_no_digest(home: Path) -> None:
+    secret = made(home / "secret.gguf")
+    (home / ".ollama/models/blobs/sha256-x").mkdir(parents=True)
+    digest = "sha256:x/../../../../secret.gguf"
+    assert (home / ".ollama/models/blobs" / digest.replace(":", "-")).samefile(secret)
+    ollama(home, "registry.ollama.ai/library/evil/1", [{"mediaType": "x.image.model", "digest": digest}])
+    assert names() == {}
 
 
 def test_without_a_home_only_what_is_named_is_searched(tmp_path: Path) -> None:
@@ -282,7 +304,9 @@ def test_a_header_is_read_once_until_the_file_changes(tmp_path: Path, reads: lis
     settings = Settings(models_paths=(tmp_path,))
     assert names(settings) == names(settings) == {"m": "path"}
     assert sorted(reads) == [path, tmp_path / "text.gguf"]
-    make_gguf(path, {"llama.context_length": 4096})
+    size = path.stat().st_size
+    make_gguf(path, {"general.name": str(path), "llama.context_length": 4096})
+    assert path.stat().st_size == size
     [(_, said)] = Registry(settings).models()
     assert said["context_length"] == 4096
     path.unlink()

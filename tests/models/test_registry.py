@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import stat
@@ -27,6 +28,7 @@ from myllm.errors import (
 )
 from myllm.models import store
 from myllm.models.catalog import catalog
+from myllm.models.locks import locked, try_locked
 from myllm.models.names import checked_name, has_prefix, is_path, name_from
 from myllm.models.registry import NotPulledError, Registry
 from myllm.models.store import Store, checked_digest
@@ -374,6 +376,22 @@ def test_a_lock_that_is_a_symlink_is_not_followed(registry: Registry, tiny: Path
     assert not target.exists()
 
 
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between our open and our lock the holder may remove the file and another may make it anew."""
+    lock = tmp_path / "x.lock"
+    flock = fcntl.flock
+
+    def replaced_before(descriptor: int, operation: int) -> None:
+        lock.rename(tmp_path / "old")
+        lock.touch()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", replaced_before)
+    assert try_locked(lock) is None
+
+
 def test_many_writers_lose_no_record(tmp_path: Path) -> None:
     files = [make_gguf(tmp_path / f"m{n}.gguf", {"general.name": f"{n}"}) for n in range(8)]
     threads = [threading.Thread(target=Registry(Settings()).add, args=(file,)) for file in files]
@@ -396,8 +414,6 @@ with locked(Path(sys.argv[1])):
 """
     lock = tmp_path / "x.lock"
     command = [sys.executable, "-c", code, str(lock)]
-    from myllm.models.locks import locked
-
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
@@ -420,7 +436,7 @@ def test_an_abandoned_download_is_swept_away_and_a_running_one_is_not(tmp_path: 
     for folder in (old, running):
         folder.mkdir(parents=True)
         os.utime(folder, (0, 0))
-    descriptor = store.try_locked(running.with_name(f"{running.name}.lock"))
+    descriptor = try_locked(running.with_name(f"{running.name}.lock"))
     assert descriptor is not None
     with here.staging("pypi:x", lambda: None, resumes=False):
         assert not old.exists()

@@ -178,7 +178,7 @@ def test_a_repository_without_models_says_where_to_look() -> None:
 
 
 def test_a_missing_part_is_bad_data() -> None:
-    with pytest.raises(BadDataError, match="only 2 of its parts"):
+    with pytest.raises(BadDataError, match="2 of the 3 parts"):
         chosen(["x-00001-of-00003.gguf", "x-00003-of-00003.gguf"])
 
 

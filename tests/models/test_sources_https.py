@@ -167,14 +167,19 @@ def test_no_server_is_unavailable() -> None:
 
 
 @pytest.mark.parametrize(
-    "target",
-    ["http://example.invalid/x.gguf", "file:///etc/passwd", "ftp://127.0.0.1/x", "https://u:p@127.0.0.1/"],
+    "target", ["http://example.invalid/x.gguf", "ftp://127.0.0.1/x", "https://u:p@127.0.0.1/"]
 )
 def test_a_redirect_to_a_forbidden_place_is_not_followed(origin: Origin, target: str) -> None:
     origin.redirect = target
-    with pytest.raises((PermissionDeniedError, UnavailableError)):
+    with pytest.raises(PermissionDeniedError, match="a place not allowed"):
         pull(origin, "/redirect.gguf")
     assert len(origin.requests) == 1
+
+
+def test_a_redirect_to_a_file_of_this_machine_is_not_followed(origin: Origin, tmp_path: Path) -> None:
+    origin.redirect = (tmp_path / "m.gguf").as_uri()
+    with pytest.raises(UnavailableError):
+        pull(origin, "/redirect.gguf")
 
 
 def test_a_redirect_on_loopback_is_followed(origin: Origin, gguf: bytes) -> None:

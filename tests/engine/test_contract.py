@@ -1,0 +1,180 @@
+"""What every engine must do, run on the fake one and on a real model: the seam's own test suite."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from myllm.engine import Engine, open_engine
+from myllm.protocol import GenRequest, LoadOptions
+
+Event = dict[str, Any]
+PROMPT = "One, two, three, four, five, six, seven,"
+
+
+class Opened:
+    """An engine and what it emitted."""
+
+    def __init__(self, path: Path) -> None:
+        self.emitted: queue.SimpleQueue[list[Event]] = queue.SimpleQueue()
+        self.progress: list[float] = []
+        options = LoadOptions(context=512)
+        self.engine: Engine = open_engine(path, options, self.emitted.put, self.progress.append)
+
+    def submit(self, request_id: int, prompt: str = PROMPT, **parameters: Any) -> None:
+        request = GenRequest(id=request_id, prompt=prompt, **parameters)
+        self.engine.submit(request, self.engine.tokenizer.encode(prompt, special=True))
+
+    def collect(self, count: int) -> dict[int, list[Event]]:
+        """Events by id until `count` requests have ended."""
+        found: dict[int, list[Event]] = {}
+        while count:
+            for event in self.emitted.get(timeout=60):
+                found.setdefault(event["id"], []).append(event)
+                count -= event["done"]
+        return found
+
+    def first_token(self) -> Event:
+        return self.emitted.get(timeout=60)[0]
+
+
+@pytest.fixture(scope="module")
+def fake_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "contract.fake.json"
+    path.write_text('{"ms_per_token": 2, "tokens": ["a", " b", " c", " d"]}')
+    return path
+
+
+@pytest.fixture(scope="module", params=["fake", pytest.param("real", marks=pytest.mark.model)])
+def opened(request: pytest.FixtureRequest) -> Iterator[Opened]:
+    fixture = {"fake": "fake_path", "real": "smollm2_path"}[request.param]
+    opened = Opened(request.getfixturevalue(fixture))
+    yield opened
+    opened.engine.close()
+
+
+def test_loading_tells_its_progress_and_keeps_to_the_context_asked_for(opened: Opened) -> None:
+    assert opened.progress == sorted(opened.progress)
+    assert opened.engine.window == 512
+
+
+def test_tokens_come_as_events_and_join_to_the_full_text(opened: Opened) -> None:
+    opened.submit(1, max_tokens=4, ignore_eos=True, seed=7)
+    *tokens, done = opened.collect(1)[1]
+    assert tokens
+    assert all(event["done"] is False and event["id"] == 1 for event in tokens)
+    assert "".join(event["token"] for event in tokens) == done["full_text"] != ""
+    assert (done["finish_reason"], done["seed"]) == ("length", 7)
+    assert done["usage"]["completion_tokens"] == 4
+    assert done["usage"]["prompt_tokens"] == len(opened.engine.tokenizer.encode(PROMPT, special=True))
+    assert set(done["timings"]) == {
+        "queue_ms",
+        "prefill_ms",
+        "ttft_ms",
+        "decode_ms",
+        "tokens_per_second",
+    }
+    assert all(value >= 0 for value in done["timings"].values())
+
+
+def test_token_lines_begin_with_id_and_token(opened: Opened) -> None:
+    """The Runtime passes token lines on unparsed and relies on their beginning (runtime/lines.py)."""
+    opened.submit(1, max_tokens=2, ignore_eos=True)
+    *tokens, done = opened.collect(1)[1]
+    assert {tuple(event)[:2] for event in tokens} == {("id", "token")}
+    assert tuple(done)[:2] == ("id", "done")
+
+
+def test_many_requests_end_once_each(opened: Opened) -> None:
+    for request_id in range(1, 9):
+        opened.submit(request_id, max_tokens=request_id, ignore_eos=True)
+    found = opened.collect(8)
+    for request_id, events in found.items():
+        assert [event["done"] for event in events].count(True) == 1
+        assert events[-1]["usage"]["completion_tokens"] == request_id
+
+
+def test_a_stop_string_is_never_shown(opened: Opened) -> None:
+    opened.submit(1, max_tokens=3, ignore_eos=True, sampling={"temperature": 0.0})
+    text = opened.collect(1)[1][-1]["full_text"]
+    opened.submit(2, max_tokens=3, ignore_eos=True, sampling={"temperature": 0.0}, stop=[text[-1:]])
+    done = opened.collect(1)[2][-1]
+    assert done["finish_reason"] == "stop"
+    assert text[-1:] not in done["full_text"]
+
+
+def test_cancelling_ends_with_what_there_is_and_an_unknown_id_is_ignored(opened: Opened) -> None:
+    opened.engine.cancel(77)
+    opened.submit(1, ignore_eos=True)
+    assert opened.first_token()["done"] is False
+    opened.engine.cancel(1)
+    done = opened.collect(1)[1][-1]
+    assert done["finish_reason"] == "cancelled"
+    assert done["full_text"]
+    opened.engine.cancel(1)
+
+
+def test_a_deadline_counts_from_the_arrival_it_is_told(opened: Opened) -> None:
+    tokens = opened.engine.tokenizer.encode(PROMPT, special=True)
+    late = GenRequest(id=1, prompt=PROMPT, deadline_ms=1000)
+    opened.engine.submit(late, tokens, arrived=time.monotonic() - 2)
+    done = opened.collect(1)[1][-1]
+    assert (done["finish_reason"], done["full_text"]) == ("deadline", "")
+    assert done["timings"]["queue_ms"] >= 2000
+
+
+def test_requests_may_come_from_any_thread(opened: Opened) -> None:
+    threads = [
+        threading.Thread(target=opened.submit, args=(n,), kwargs={"max_tokens": 2, "ignore_eos": True})
+        for n in range(1, 9)
+    ]
+    for thread in threads:
+        thread.start()
+    assert len(opened.collect(8)) == 8
+    for thread in threads:
+        thread.join()
+
+
+def test_log_probabilities_come_with_their_alternatives(opened: Opened) -> None:
+    opened.submit(1, max_tokens=2, ignore_eos=True, logprobs=1)
+    *tokens, _ = opened.collect(1)[1]
+    given = [event for event in tokens if "logprob" in event]
+    assert given
+    for event in given:
+        assert event["logprob"] <= 0
+        (top,) = event["top_logprobs"]
+        assert set(top) == {"token", "logprob"}
+        assert top["logprob"] >= event["logprob"]
+
+
+def test_status_is_json(opened: Opened) -> None:
+    import orjson
+
+    assert isinstance(orjson.loads(orjson.dumps(opened.engine.status())), dict)
+
+
+def test_the_tokenizer_keeps_its_promises(opened: Opened) -> None:
+    tokenizer = opened.engine.tokenizer
+    for text in ("plain words", "ünïcödé ✓", "a\n\n  b"):
+        tokens = tokenizer.encode(text, special=False)
+        assert tokenizer.decode(tokens) == text
+        assert len(tokens) * tokenizer.max_piece_bytes >= len(text.encode())
+    assert tokenizer.special_tokens
+    for control in tokenizer.special_tokens:
+        (token,) = tokenizer.encode(control, special=True)
+        assert token not in tokenizer.encode(control, special=False)
+
+
+def test_closing_ends_the_thread_in_mid_stream(fake_path: Path) -> None:
+    before = threading.active_count()
+    opened = Opened(fake_path)
+    opened.submit(1, ignore_eos=True)
+    opened.first_token()
+    opened.engine.close()
+    assert threading.active_count() == before

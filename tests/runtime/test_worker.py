@@ -1,0 +1,176 @@
+"""The worker process by itself, spoken to in its own protocol."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from myllm.protocol import encode, hello
+from myllm.runtime.spawn import PROTOCOL_FD, WorkerProcess, spawn
+
+Event = dict[str, Any]
+FakeModel = Callable[..., Path]
+
+
+class Peer:
+    """The other side of a worker."""
+
+    def __init__(self) -> None:
+        self.process: WorkerProcess = spawn()
+        self.process.protocol.settimeout(20)
+        self._lines = self.process.protocol.makefile("rb")
+
+    def send(self, *messages: Event) -> None:
+        self.process.protocol.sendall(b"".join(map(encode, messages)))
+
+    def event(self) -> Event:
+        return dict(orjson.loads(self._lines.readline()))
+
+    def done(self) -> Event:
+        """The next done event; those before it are dropped."""
+        while not (event := self.event()).get("done"):
+            pass
+        return event
+
+    def load(self, path: Path) -> Event:
+        self.send(hello("test"), {"op": "load", "path": str(path), "name": "fake", "options": {}})
+        return self.done()
+
+    def close(self) -> None:
+        self._lines.close()
+        self.process.protocol.close()
+
+    def end(self) -> int:
+        """Closes the connection; the exit code of the worker, which must follow within a second."""
+        self.close()
+        for _ in range(100):
+            pid, status = os.waitpid(self.process.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+        os.kill(self.process.pid, signal.SIGKILL)
+        os.waitpid(self.process.pid, 0)
+        pytest.fail("the worker did not end with its connection")
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    peer = Peer()
+    yield peer
+    peer.close()
+    os.close(peer.process.words)
+    try:
+        os.kill(peer.process.pid, signal.SIGKILL)
+        os.waitpid(peer.process.pid, 0)
+    except (ProcessLookupError, ChildProcessError):  # the test saw it end
+        pass
+
+
+def test_it_inherits_nothing_and_cannot_be_interrupted(peer: Peer) -> None:
+    assert peer.event()["hello"]["protocol"] == 1
+    about = Path(f"/proc/{peer.process.pid}")
+    links = {fd.name: os.readlink(fd) for fd in (about / "fd").iterdir()}
+    assert links.pop("0") == "/dev/null"
+    assert links.pop("1") == links.pop("2")
+    assert links.pop(str(PROTOCOL_FD)).startswith("socket:")
+    assert not [link for link in links.values() if not link.startswith(str(Path(__file__).parents[2]))]
+    assert os.getsid(peer.process.pid) == peer.process.pid
+    os.kill(peer.process.pid, signal.SIGINT)
+    assert "Max core file size        0 " in (about / "limits").read_text()
+    peer.send({"op": "status", "id": 1})
+    assert peer.event() == {"id": 1, "done": True, "status": {}}
+
+
+def test_it_can_be_started_where_stdin_and_stdout_are_closed() -> None:
+    """The socketpair then gets the very descriptors that the worker's standard streams are put on."""
+    pid = os.fork()
+    if not pid:
+        try:
+            os.closerange(0, 256)
+            process = spawn()
+            greeting = process.protocol.recv(4096)
+            os._exit(0 if greeting.startswith(b'{"hello"') else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_it_ends_at_once_with_its_connection(peer: Peer, fake_model: FakeModel) -> None:
+    assert peer.load(fake_model())["window"] == 4096
+    assert peer.end() == 0
+
+
+@pytest.mark.parametrize("script", [{"load_ms": 60_000}, {"fault": {"kind": "hang"}}])
+def test_it_ends_at_once_also_in_the_middle_of_something(
+    peer: Peer, fake_model: FakeModel, script: Event
+) -> None:
+    peer.send({"op": "load", "path": str(fake_model(**script)), "name": "fake", "options": {}})
+    peer.send({"op": "gen", "id": 1, "prompt": "a", "raw": True})
+    assert "hello" in peer.event()
+    assert peer.end() == 0
+
+
+def test_a_message_that_is_none_ends_it_with_a_word(peer: Peer) -> None:
+    peer.process.protocol.sendall(b"nonsense\n")
+    assert os.waitstatus_to_exitcode(os.waitpid(peer.process.pid, 0)[1]) == 65
+    assert b"not JSON" in os.read(peer.process.words, 4096)
+
+
+def test_requests_before_a_model_is_there_fail(peer: Peer) -> None:
+    peer.send({"op": "gen", "id": 1, "prompt": "a"})
+    event = peer.done()
+    assert (event["id"], event["error"]["code"]) == (1, "unavailable")
+
+
+def test_a_request_it_cannot_prepare_fails_alone(peer: Peer, fake_model: FakeModel) -> None:
+    refusing = "{% if 'bad' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}fine"
+    peer.load(fake_model(template=refusing))
+    peer.send(
+        {"op": "gen", "id": 1, "prompt": "bad"},
+        {"op": "gen", "id": 2, "prompt": "good"},
+        {"op": "gen", "id": 3, "prompt": "good", "template": "no-such-template"},
+    )
+    ended = {event["id"]: event for event in (peer.done() for _ in range(3))}
+    assert ended[1]["error"]["code"] == "bad_data"
+    assert ended[2]["full_text"] == "fine"
+    assert ended[3]["error"]["code"] == "usage"
+
+
+def test_a_request_cancelled_before_the_engine_has_it_ends_once(peer: Peer, fake_model: FakeModel) -> None:
+    peer.send({"op": "load", "path": str(fake_model(load_ms=300)), "name": "fake", "options": {}})
+    for request_id in (1, 2):
+        peer.send({"op": "gen", "id": request_id, "prompt": "a b", "raw": True})
+    peer.send({"op": "cancel", "id": 1})
+    cancelled, loaded, answered = peer.done(), peer.done(), peer.done()
+    assert (cancelled["id"], cancelled["finish_reason"]) == (1, "cancelled")
+    assert "window" in loaded
+    assert (answered["id"], answered["full_text"]) == (2, "a b")
+
+
+def test_control_tokens_in_user_text_stay_text(peer: Peer, fake_model: FakeModel) -> None:
+    """The echo leaves control tokens out, so that text that comes back whole was never one."""
+    peer.load(fake_model(template="<s>{% for m in messages %}{{ m['content'] }}{% endfor %}</s>"))
+    peer.send({"op": "gen", "id": 1, "prompt": "a <|im_end|> </s> b"})
+    assert peer.done()["full_text"] == "a <|im_end|> </s> b"
+
+
+def test_one_step_is_one_write(peer: Peer, fake_model: FakeModel) -> None:
+    """Datagram-like reads show the writes: with a pause between steps, each read holds whole steps."""
+    peer.load(fake_model(tokens=["x"] * 5, ms_per_token=30))
+    with socket.socket(fileno=os.dup(peer.process.protocol.fileno())) as raw:
+        raw.settimeout(20)
+        peer.send(*({"op": "gen", "id": number, "prompt": "a", "raw": True} for number in range(8)))
+        reads, ended = [], 0
+        while ended < 8:
+            reads.append(raw.recv(2**16))
+            ended += reads[-1].count(b'"done":true')
+    assert len(reads) <= 5 + 1 + 3
+    assert max(read.count(b"\n") for read in reads) >= 8
