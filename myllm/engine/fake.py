@@ -197,8 +197,8 @@ class FakeEngine:
 
     def cancel(self, request_id: int) -> None:
         with self._changed:
-            self._cancelled.add(request_id)
-            self._changed.notify()
+            if any(answer.generation.request.id == request_id for answer in (*self._running, *self._waiting)):
+                self._cancelled.add(request_id)
 
     def status(self) -> dict[str, Any]:
         with self._changed:

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 from contextlib import suppress
+from importlib import import_module
 from typing import Final
 
 from myllm import __version__
@@ -51,7 +52,8 @@ def inherit_nothing_but(fd: int) -> None:
 def import_engine() -> None:
     """Has the slow imports done by the time a path to load arrives; numpy's, while that is loaded."""
     with suppress(Exception):  # opening the engine raises it again, where it can be reported
-        pass
+        for module in ("myllm.engine.llama", "myllm.engine.engine"):
+            import_module(module)
 
 
 def serve(connection: socket.socket, intake: Intake) -> None:

@@ -6,13 +6,18 @@ import os
 import pty
 import subprocess
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 
-from .conftest import MYLLM, Run
+import myllm.runtime
+from myllm.cli import myllm as root
+from myllm.errors import UnavailableError
+
+from .conftest import MYLLM, Captured, Run
 
 FakeModel = Callable[..., Path]
 
@@ -211,3 +216,42 @@ def test_a_silent_stdin_is_said_after_two_seconds(fake_model: FakeModel) -> None
         assert process.stderr
         assert b"waiting for text on stdin" in process.stderr.readline()
         assert process.communicate(b"late\n")[0] == b"late\n"
+
+
+class VanishingClient:
+    """A connection that ends after two tokens."""
+
+    def __enter__(self) -> VanishingClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def stream(self, request: dict[str, Any]) -> Iterator[bytes]:
+        yield b'{"token":"a","done":false}'
+        yield b'{"token":"b","done":false}'
+        raise UnavailableError("runtime: the connection is gone")
+
+
+@pytest.mark.parametrize(
+    ("output", "printed"),
+    [
+        ("text", b"ab\n"),
+        (
+            "jsonl",
+            b'{"token":"a","done":false}\n{"token":"b","done":false}\n'
+            b'{"done":true,"error":{"code":"unavailable","message":"runtime: the connection is gone"}}\n',
+        ),
+    ],
+)
+def test_a_connection_that_vanishes_leaves_a_stream_with_its_last_line(
+    captured: Callable[..., Captured], monkeypatch: pytest.MonkeyPatch, output: str, printed: bytes
+) -> None:
+    monkeypatch.setattr(myllm.runtime, "connect", lambda settings: VanishingClient())
+    files = captured()
+    with (
+        root.make_context("myllm", ["gen", "hi", "-n", "-o", output], obj=files.streams) as context,
+        pytest.raises(UnavailableError),
+    ):
+        root.invoke(context)
+    assert files.out == printed

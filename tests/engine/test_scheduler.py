@@ -188,9 +188,9 @@ def test_a_finished_sequence_is_reused_by_the_next_with_the_same_beginning() -> 
 
 
 def test_when_cells_run_out_the_youngest_of_the_least_urgent_waits_and_nobody_fails() -> None:
-    run = simulation(max_cells=1024)
-    urgent = sequence(1, [1] * 100, 600)
-    patient = sequence(0, [0] * 100, 600, priority=5)
+    run = simulation(max_cells=1200)
+    urgent = sequence(1, [1] * 50, 600)
+    patient = sequence(0, [0] * 50, 600, priority=5)
     for s in (patient, urgent):
         run.scheduler.submit(s)
     run.run()
