@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from myllm.cli import myllm
-from myllm.cli.console import Streams, write_failure
-from myllm.errors import InternalError, IOFailureError, MyllmError
+if TYPE_CHECKING:
+    from myllm.cli.console import Streams
 
 USAGE = 2
 """Exit status of a command line that makes no sense."""
@@ -20,8 +19,10 @@ USAGE = 2
 
 def main() -> NoReturn:
     """Runs `sys.argv`; ends the process with DESIGN.md §5's exit status, or by a signal."""
-    _open_missing_streams()
     try:
+        _open_missing_streams()
+        from myllm.cli.console import Streams
+
         streams = Streams()
         status = _run(streams)
         status = _flush(streams) or status
@@ -35,6 +36,9 @@ def main() -> NoReturn:
 def _run(streams: Streams) -> int:
     """The exit status; everything but signals is caught here."""
     import click
+
+    from myllm.cli import myllm
+    from myllm.errors import InternalError, IOFailureError, MyllmError
 
     try:
         if "_MYLLM_COMPLETE" in os.environ:
@@ -82,6 +86,8 @@ def _usage_line(error: Exception) -> str:
 
 def _flush(streams: Streams) -> int:
     """Writes out what click printed. 0, or the exit status of what went wrong; raises BrokenPipeError."""
+    from myllm.cli.console import write_failure
+
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -120,7 +120,7 @@ def _asker(base: dict[str, Any], template: str | None) -> Ask:
 
     def ask(record: Record) -> dict[str, Any]:
         content = {"prompt": record.text} if record.messages is None else {"messages": record.messages}
-        return base | record.parameters | content
+        return base | dict(record.parameters) | content
 
     def ask_template(record: Record) -> dict[str, Any]:
         if record.text is None:

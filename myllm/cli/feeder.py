@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from queue import Queue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -48,7 +48,7 @@ class Job:
     index: int
     input_hash: str
     size: int
-    own: dict[str, Any] = field(default_factory=dict)
+    own: Mapping[str, Any]
 
 
 class BadLine(NamedTuple):

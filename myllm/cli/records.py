@@ -6,9 +6,9 @@ Pure: no streams, no click, no requests in flight. Owns which keys of a record m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -34,6 +34,9 @@ PARAMETERS: Final = frozenset(
     }
 )
 """Keys of a record that `--batch` obeys."""
+
+
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class Line(NamedTuple):
@@ -93,8 +96,7 @@ class Skipped(NamedTuple):
     """A line that is no record: a token or progress line of MyLLM's own stream."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record: its text or messages, the parameters it asks for, its own keys.
 
     `upstream_error` is set where it is an error line of the MyLLM command before.
@@ -102,8 +104,8 @@ class Record:
 
     text: str | None = None
     messages: list[dict[str, str]] | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
-    own: dict[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = NOTHING
+    own: Mapping[str, Any] = NOTHING
     upstream_error: dict[str, str] | None = None
 
 

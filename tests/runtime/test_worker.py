@@ -77,7 +77,7 @@ def peer() -> Iterator[Peer]:
 def test_it_inherits_nothing_and_cannot_be_interrupted(peer: Peer) -> None:
     assert peer.event()["hello"]["protocol"] == 1
     about = Path(f"/proc/{peer.process.pid}")
-    links = {fd.name: os.readlink(fd) for fd in (about / "fd").iterdir()}
+    links = {fd.name: str(fd.readlink()) for fd in (about / "fd").iterdir()}
     assert links.pop("0") == "/dev/null"
     assert links.pop("1") == links.pop("2")
     assert links.pop(str(PROTOCOL_FD)).startswith("socket:")
