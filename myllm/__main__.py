@@ -1,7 +1,8 @@
 """The `myllm` program: runs the command line and turns how it ended into an exit status or a signal.
 
 Knows no subcommand. Owns the manners at the end: one line on stderr for any error, death by the very
-signal that was received, and no output lost without a word.
+signal that was received, and no output lost without a word. Imports come late, so that a Ctrl-C which
+comes early is met, too.
 """
 
 from __future__ import annotations

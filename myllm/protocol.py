@@ -211,7 +211,8 @@ class GenRequest:
     `messages` hold `role` and `content` strings. `sampling` holds only what the caller set, by the
     names in `SAMPLING`. `logit_bias` maps a token id, or a text that is one token, to a bias in
     nats (-inf bans it). `deadline_ms` counts from the request's arrival. `priority` 0 is
-    interactive, higher is more patient (batch).
+    interactive, higher is more patient (batch). Without `stream` there are no token events, and
+    log-probabilities come in the done event.
     """
 
     id: int | None = None
@@ -228,6 +229,7 @@ class GenRequest:
     on_overflow: str = "error"
     deadline_ms: float | None = None
     priority: int = 0
+    stream: bool = True
     sampling: dict[str, float] = field(default_factory=dict)
     logit_bias: dict[str, float] = field(default_factory=dict)
 
@@ -332,6 +334,7 @@ _CHECKS: Final[Mapping[str, Any]] = {
     "on_overflow": _overflow,
     "deadline_ms": lambda name, value: _number(name, value, Parameter(float, 0, 1e12, 0)),
     "priority": _integer(0, 19),
+    "stream": _flag,
     "logit_bias": _logit_bias,
 }
 

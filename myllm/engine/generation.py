@@ -40,6 +40,7 @@ class Generation:
     text: TextStream = field(default_factory=TextStream)
     reasoning: ReasoningSplitter = field(default_factory=ReasoningSplitter)
     _answer: list[str] = field(default_factory=list)
+    _logprobs: list[Message] = field(default_factory=list)
     _thought: list[str] = field(default_factory=list)
 
     @property
@@ -53,12 +54,17 @@ class Generation:
         if extra:
             events = events or [{"token": "", "done": False}]
             events[-1] |= extra
-        return self._tag(events)
+        if self.request.stream:
+            return self._tag(events)
+        if extra:
+            self._logprobs.append({"token": events[-1]["token"], **extra})
+        return []
 
     def closing_events(self, finish_reason: str, now: float) -> list[Message]:
         """What was held back, then the one done event."""
         parts = self.reasoning.push(self.text.flush()) + self.reasoning.flush()
-        return self._tag([*(self._token_event(*part) for part in parts), self._done(finish_reason, now)])
+        events = [self._token_event(*part) for part in parts]
+        return self._tag([*(events if self.request.stream else []), self._done(finish_reason, now)])
 
     def _token_event(self, text: str, is_reasoning: bool) -> Message:
         (self._thought if is_reasoning else self._answer).append(text)
@@ -69,6 +75,8 @@ class Generation:
         event: Message = {"done": True, "full_text": "".join(self._answer)}
         if self._thought:
             event["reasoning_text"] = "".join(self._thought)
+        if self._logprobs:
+            event["logprobs"] = self._logprobs
         usage = {
             "prompt_tokens": self.n_prompt,
             "cached_tokens": self.n_cached,

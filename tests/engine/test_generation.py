@@ -79,3 +79,13 @@ def test_a_request_that_ended_while_it_waited_has_only_queued() -> None:
     timings = generation().closing_events("deadline", 12.0)[-1]["timings"]
     assert timings["queue_ms"] == 2000.0
     assert timings["prefill_ms"] == timings["decode_ms"] == timings["tokens_per_second"] == 0.0
+
+
+def test_without_streaming_there_is_only_the_done_event_and_nothing_is_lost() -> None:
+    g = generation(stop=["END"])
+    g.request.stream = False
+    assert g.token_events(b"a", {"logprob": -1.0}) == []
+    assert g.token_events(b"E", {"logprob": -2.0}) == []
+    [done] = g.closing_events("length", 11.0)
+    assert done["full_text"] == "aE"
+    assert [entry["logprob"] for entry in done["logprobs"]] == [-1.0, -2.0]
