@@ -37,21 +37,24 @@ class Resolver:
             return known[0]
         work = self._under_way.get(name)
         if work is None:
-            work = self._under_way[name] = Shared(lambda tell: self._resolve(name, tell))
+            work = Shared(lambda tell: self._resolve(name, tell), lambda shared: self._forget(name, shared))
+            self._under_way[name] = work
         return await work.join(watch)
 
     async def _resolve(self, name: str, tell: Watch) -> Model:
         from myllm.models.registry import NotPulledError
 
         try:
-            try:
-                model = await in_daemon_thread(lambda: self._open_registry().resolve(name))
-            except NotPulledError:
-                model = await self._pull(name, tell)
-        finally:
-            del self._under_way[name]
+            model = await in_daemon_thread(lambda: self._open_registry().resolve(name))
+        except NotPulledError:
+            model = await self._pull(name, tell)
+        self._under_way.pop(name, None)
         self._known[name] = model, asyncio.get_running_loop().time() + FRESH_FOR
         return model
+
+    def _forget(self, name: str, work: Shared[Model]) -> None:
+        if self._under_way.get(name) is work:
+            del self._under_way[name]
 
     async def _pull(self, name: str, tell: Watch) -> Model:
         loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ serve`. Must not know sockets, click, HTTP or llama.cpp. Everything runs on one 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from myllm.errors import InternalError, MyllmError, UsageError
@@ -101,7 +102,7 @@ class Runtime:
         key = model.path, self._merged(model.name, options)
         work = self._workers.get(key)
         if work is None:
-            work = self._workers[key] = Shared(lambda tell: self._load(model, key, tell))
+            work = self._workers[key] = self._loading(model, key)
         return await work.join(call.send)
 
     def _open_registry(self) -> Registry:
@@ -115,20 +116,29 @@ class Runtime:
             return given
         return LoadOptions(**(configured.to_wire() | given.to_wire()))
 
-    async def _load(self, model: Model, key: tuple[Path, LoadOptions], tell: Watch) -> Worker:
+    def _loading(self, model: Model, key: tuple[Path, LoadOptions]) -> Shared[Worker]:
+        def forget(*_: object) -> None:
+            if self._workers.get(key) is work:
+                del self._workers[key]
+
+        work = Shared(lambda tell: self._load(model, key[1], tell, forget), forget)
+        return work
+
+    async def _load(
+        self, model: Model, options: LoadOptions, tell: Watch, forget: Callable[[], None]
+    ) -> Worker:
         process, self._spare = self._spare or spawn(), None
         worker = await Worker.attach(process)
         self._running.add(worker)
 
-        def forget(burial: asyncio.Task[None]) -> None:
-            self._workers.pop(key, None)
+        def dead(burial: asyncio.Task[None]) -> None:
+            forget()
             burial.add_done_callback(lambda _: self._running.discard(worker))
 
-        worker.when_dead(forget)
+        worker.when_dead(dead)
         try:
-            await worker.load(model.path, model.name, key[1], tell)
+            await worker.load(model.path, model.name, options, tell)
         except BaseException:
-            self._workers.pop(key, None)
             await worker.close()
             raise
         return worker

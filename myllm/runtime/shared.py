@@ -19,13 +19,17 @@ Watch = Callable[[Message], None]
 class Shared(Generic[T]):
     """Starts `work` at once; each who joins gets its result or its error, and its progress events.
 
-    Work that nobody waits for any more is cancelled.
+    Work that nobody waits for any more is cancelled. `forget` is called when it has failed or is
+    cancelled: from then on nobody should join.
     """
 
-    def __init__(self, work: Callable[[Watch], Awaitable[T]]) -> None:
+    def __init__(
+        self, work: Callable[[Watch], Awaitable[T]], forget: Callable[[Shared[T]], None] = lambda shared: None
+    ) -> None:
+        self._forget = forget
         self._watchers: list[Watch] = []
         self._task = asyncio.ensure_future(self._run(work))
-        self._task.add_done_callback(_retrieve)
+        self._task.add_done_callback(self._settle)
 
     async def _run(self, work: Callable[[Watch], Awaitable[T]]) -> T:
         return await work(self._tell)
@@ -45,9 +49,9 @@ class Shared(Generic[T]):
             self._watchers.remove(watch)
             if not self._watchers and not self._task.done():
                 self._task.cancel()
+                self._forget(self)  # at once: cancelling may take a while
 
-
-def _retrieve(task: asyncio.Future[T]) -> None:
-    """Takes note of an error that perhaps nobody waits for, or asyncio would report it on stderr."""
-    if not task.cancelled():
-        task.exception()
+    def _settle(self, task: asyncio.Future[T]) -> None:
+        # Asking for the exception also notes it, or asyncio would report on stderr what nobody waits for.
+        if task.cancelled() or task.exception():
+            self._forget(self)

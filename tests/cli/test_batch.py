@@ -266,7 +266,7 @@ def test_requests_are_patient_and_carry_no_foreign_id(batch: Callable[..., Any])
         return ok(request)
 
     batch(answer, b'{"id":"mine","text":"a"}\n', "--top-k", "5")
-    assert asked == [{"op": "gen", "top_k": 5, "priority": 1, "prompt": "a", "id": 0}]
+    assert asked == [{"op": "gen", "top_k": 5, "priority": 1, "stream": False, "prompt": "a", "id": 0}]
 
 
 def test_a_connection_lost_in_the_middle_gives_the_rest_error_records(batch: Callable[..., Any]) -> None:

@@ -186,6 +186,18 @@ def test_cancel_while_loading_ends_with_nothing(client: Client, fake_model: Fake
     assert (done["finish_reason"], done["full_text"]) == ("cancelled", "")
 
 
+def test_a_model_is_loaded_anew_right_after_nobody_wanted_it(client: Client, fake_model: FakeModel) -> None:
+    model = str(fake_model(load_ms=500))
+    client.send({"op": "gen", "id": 1, "model": model, "prompt": "a"})
+    lines = client.events()
+    assert b"loading" in next(lines)
+    client.send({"op": "cancel", "id": 1})
+    client.send({"op": "gen", "id": 2, "model": model, "prompt": "still here"})
+    ends = (event for line in lines if (event := orjson.loads(line)).get("done"))
+    ended = [next(ends), next(ends)]
+    assert [event["full_text"] for event in ended] == ["", "still here"]
+
+
 def test_deadline_while_loading_is_kept(generate: Generate, fake_model: FakeModel) -> None:
     started = time.monotonic()
     done = done_of(generate(fake_model(load_ms=10_000), deadline_ms=300))
