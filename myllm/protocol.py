@@ -12,8 +12,8 @@ event with `"done": true` ends each request.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -162,8 +162,7 @@ class MessageReader:
 # ── requests ────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+class Parameter(NamedTuple):
     """A sampling parameter's type and range; `default` is llama.cpp's neutral value or MyLLM's choice."""
 
     kind: type[int] | type[float]
@@ -204,7 +203,7 @@ MAX_SEED: Final = 2**32 - 2
 """llama.cpp's seeds are uint32, and the largest one means "random" there."""
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, repr=False)
 class GenRequest:
     """One generation. Exactly one of `prompt` and `messages` is given; None means "the default".
 
@@ -339,8 +338,10 @@ _CHECKS: Final[Mapping[str, Any]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
+KV_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+
+
+class LoadOptions(NamedTuple):
     """How a model is loaded; None leaves the choice to the engine, which sizes by need.
 
     `context` is the window in tokens, `parallel` the most sequences at once, `threads` CPU
@@ -354,25 +355,21 @@ class LoadOptions:
     threads: int | None = None
     gpu_layers: int | None = None
 
-    KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-
     @classmethod
     def parse(cls, value: Any) -> LoadOptions:
         """Checks the `options` object of a request or of `[model.NAME]`. Raises UsageError."""
         if not isinstance(value, dict):
             raise UsageError("options: expected an object")
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(value) - known):
-            raise UsageError(
-                f"options: unknown {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}"
-            )
+        if unknown := sorted(set(value) - set(cls._fields)):
+            known = ", ".join(sorted(cls._fields))
+            raise UsageError(f"options: unknown {', '.join(map(repr, unknown))}; known: {known}")
         ranges = {"context": (1, 2**24), "parallel": (1, 256), "threads": (1, 1024), "gpu_layers": (-1, 9999)}
         checked: dict[str, Any] = {
             name: _integer(*limits)(name, value[name])
             for name, limits in ranges.items()
             if value.get(name) is not None
         }
-        for name, choices in (("kv_type", cls.KV_TYPES), ("flash_attn", ("auto", "off"))):
+        for name, choices in (("kv_type", KV_TYPES), ("flash_attn", ("auto", "off"))):
             if value.get(name) is not None:
                 if value[name] not in choices:
                     raise UsageError(f"{name}: expected one of {', '.join(choices)}, not {value[name]!r:.80}")
@@ -381,7 +378,7 @@ class LoadOptions:
 
     def to_wire(self) -> dict[str, Any]:
         """The options that were given, as the `options` object of a request."""
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 # ── events ──────────────────────────────────────────────────────────────────────────────────

@@ -240,7 +240,7 @@ def _model_options(file: Path, models: Any) -> dict[str, LoadOptions]:
         where = f"{file}: [{MODEL_TABLE}.{name}]"
         if not isinstance(options, dict):
             raise _wrong(where, "a table of loading options", options)
-        known = list(LoadOptions.__dataclass_fields__)
+        known = list(LoadOptions._fields)
         if unknown := [key for key in options if key not in known]:
             if isinstance(options[unknown[0]], dict):
                 raise ConfigError(

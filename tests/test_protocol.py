@@ -115,7 +115,7 @@ def test_a_bad_field_is_refused_by_its_name(field: str, value: Any) -> None:
         GenRequest.parse(request)
 
 
-@given(st.dictionaries(st.sampled_from([*protocol.SAMPLING, *GenRequest.__slots__]), json_values))
+@given(st.dictionaries(st.sampled_from([*protocol.SAMPLING, *GenRequest.__dataclass_fields__]), json_values))
 def test_any_json_is_a_request_or_a_usage_error(fields: dict[str, Any]) -> None:
     try:
         request = GenRequest.parse(fields)

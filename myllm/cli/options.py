@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from myllm.errors import MyllmError
-from myllm.protocol import OVERFLOW, SAMPLING, LoadOptions
+from myllm.protocol import KV_TYPES, OVERFLOW, SAMPLING, LoadOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
@@ -132,7 +132,7 @@ loading_options = _combined(
         help="Sequences at once, at most.  [default: measured]",
     ),
     click.option(
-        "--kv-type", type=click.Choice(LoadOptions.KV_TYPES), help="Type of the KV cache.  [default: f16]"
+        "--kv-type", type=click.Choice(KV_TYPES), help="Type of the KV cache.  [default: f16]"
     ),
     click.option(
         "--flash-attn",
@@ -217,7 +217,7 @@ overflow_option = click.option(
 
 def load_options(values: dict[str, Any]) -> dict[str, Any]:
     """The `options` object of a request, of what was given. Raises UsageError for a value out of range."""
-    return LoadOptions.parse({name: values[name] for name in LoadOptions.__dataclass_fields__}).to_wire()
+    return LoadOptions.parse({name: values[name] for name in LoadOptions._fields}).to_wire()
 
 
 def sampling_parameters(values: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Final
 from myllm.errors import BadDataError, UsageError
 from myllm.models.gguf_file import MAX_TEXT, GgufFile, Skipped, Value
 from myllm.models.gguf_format import FILE_TYPES, TENSOR_TYPES
-from myllm.protocol import SAMPLING, LoadOptions
+from myllm.protocol import KV_TYPES, SAMPLING
 
 POOLING_TYPES: Final = ("none", "mean", "cls", "last", "rank")
 """`{arch}.pooling_type` → name: enum llama_pooling_type in llama.h."""
@@ -260,7 +260,7 @@ def _kv_widths(file: GgufFile, architecture: str) -> tuple[tuple[int, int], ...]
 
 def _row_bytes(elements: int, kv_type: str) -> int:
     """Bytes of a row in ggml's type, whole blocks. Raises UsageError for an unknown type."""
-    if kv_type not in LoadOptions.KV_TYPES:
-        raise UsageError(f"kv_type: expected one of {', '.join(LoadOptions.KV_TYPES)}, not {kv_type!r:.80}")
+    if kv_type not in KV_TYPES:
+        raise UsageError(f"kv_type: expected one of {', '.join(KV_TYPES)}, not {kv_type!r:.80}")
     block_elements, block_bytes = BLOCKS[kv_type.upper()]
     return -(-elements // block_elements) * block_bytes

@@ -77,3 +77,36 @@ def test_work_is_cancelled_when_the_last_who_waited_is_gone_and_not_before() -> 
             assert cancelled is expected
 
     asyncio.run(scenario())
+
+
+def test_it_is_forgotten_as_soon_as_it_is_given_up_or_has_failed_and_never_when_it_succeeds() -> None:
+    async def scenario() -> None:
+        forgotten: list[Shared[str]] = []
+
+        async def hesitate(tell: Watch) -> str:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.05)
+            return ""
+
+        async def fail(tell: Watch) -> str:
+            raise BadDataError("broken")
+
+        async def succeed(tell: Watch) -> str:
+            return ""
+
+        given_up = Shared(hesitate, forgotten.append)
+        waiting = asyncio.create_task(given_up.join(ignore))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert forgotten == [given_up]
+        failed = Shared(fail, forgotten.append)
+        await asyncio.gather(failed.join(ignore), return_exceptions=True)
+        await Shared(succeed, forgotten.append).join(ignore)
+        await asyncio.sleep(0)
+        assert set(forgotten) == {given_up, failed}
+
+    asyncio.run(scenario())
