@@ -91,7 +91,6 @@ def sandbox(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = tmp_path_factory.mktemp("readme")
     (folder / "data/myllm").mkdir(parents=True)
     shutil.copy(smollm2_path.parents[1] / "models.json", folder / "data/myllm")
-    shutil.copy(ROOT / "LICENSE", folder)
     (folder / "report.txt").write_text("The ship reached the harbour at dawn. Its cargo was tea.\n")
     for example in EXAMPLES:
         verb, _, file = example.command.partition(" ")

@@ -1,10 +1,10 @@
-"""llama.cpp's model, tokenizer and samplers as small Python objects over the low-level bindings.
+"""llama.cpp's model and tokenizer as small Python objects over the low-level bindings.
 
-The only importer of llama_cpp; context.py goes on from here with what needs numpy, so that a model
-can load while numpy is still being imported. Knows nothing of requests, scheduling, text streams or
+The only importer of llama_cpp; context.py and samplers.py go on from here, apart, so that a model can
+load while what they need (numpy) is still being imported. Knows nothing of requests, scheduling, text streams or
 processes. Foreign failures become MyllmError here.
 
-Threads: one thread owns a Context and its samplers. `Tokenizer` may be used from any thread.
+`Tokenizer` may be used from any thread.
 """
 
 from __future__ import annotations
@@ -17,13 +17,9 @@ from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from myllm.engine.sampling import Step
 from myllm.errors import BadDataError
-
-if TYPE_CHECKING:
-    from myllm.engine.context import Context
 
 
 def _import_bindings() -> Any:
@@ -49,8 +45,6 @@ SPECIAL_ATTRS: Final = 1 << 3 | 1 << 0
 """`LLAMA_TOKEN_ATTR_CONTROL` and `_UNKNOWN`: what llama_tokenize reads only with `parse_special`."""
 SLOW_TO_LOAD: Final = 1 << 30
 """Bytes of a file from which its loading is worth reports: each waits for the GIL."""
-DRY_BREAKERS: Final = (b"\n", b":", b'"', b"*")
-"""Where DRY's repeated runs end: llama.cpp's default sequence breakers."""
 
 
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
@@ -212,43 +206,3 @@ class Model:
         if self.pointer:
             lib.llama_model_free(self.pointer)
             self.pointer = None
-
-
-class Sampler:
-    """A chain of llama.cpp samplers with its own state (seed, penalties)."""
-
-    def __init__(self, steps: Sequence[Step], model: Model) -> None:
-        params = lib.llama_sampler_chain_default_params()
-        params.no_perf = True
-        self._chain = lib.llama_sampler_chain_init(params)
-        for step in steps:
-            sampler = self._make(step, model)
-            if not sampler:
-                raise BadDataError(f"sampling: llama.cpp does not take {step.name} {step.arguments}")
-            lib.llama_sampler_chain_add(self._chain, sampler)
-
-    def sample(self, context: Context, index: int) -> int:
-        """The next token by the logits of batch index `index`; the chain remembers it."""
-        return int(lib.llama_sampler_sample(self._chain, context.pointer, index))
-
-    def accept(self, tokens: Sequence[int]) -> None:
-        """Tells the penalties about tokens that were not sampled here (the prompt's end)."""
-        for token in tokens:
-            lib.llama_sampler_accept(self._chain, token)
-
-    def close(self) -> None:
-        if self._chain:
-            lib.llama_sampler_free(self._chain)
-            self._chain = None
-
-    @staticmethod
-    def _make(step: Step, model: Model) -> Any:
-        make = getattr(lib, f"llama_sampler_init_{step.name}")
-        if step.name == "logit_bias":
-            n_vocab, biases = step.arguments
-            array = (lib.llama_logit_bias * len(biases))(*biases.items())
-            return make(n_vocab, len(biases), array)
-        if step.name == "dry":
-            breakers = (ctypes.c_char_p * len(DRY_BREAKERS))(*DRY_BREAKERS)
-            return make(model.tokenizer._vocab, *step.arguments, breakers, len(DRY_BREAKERS))
-        return make(*step.arguments)

@@ -1,16 +1,62 @@
-"""The sampler a request asks for, on a given model."""
+"""llama.cpp's sampler chains, and which one a request asks for. One thread owns a sampler."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from myllm.engine import sampling
-from myllm.engine.llama import Model, Sampler, Tokenizer
-from myllm.errors import UsageError
+from myllm.engine.context import Context
+from myllm.engine.llama import Model, Tokenizer, lib
+from myllm.engine.sampling import Step
+from myllm.errors import BadDataError, UsageError
 from myllm.protocol import GenRequest
 
-NEVER = float("-inf")
+NEVER: Final = float("-inf")
 """The bias of a token that must not be sampled."""
+DRY_BREAKERS: Final = (b"\n", b":", b'"', b"*")
+"""Where DRY's repeated runs end: llama.cpp's default sequence breakers."""
+
+
+class Sampler:
+    """A chain of llama.cpp samplers with its own state (seed, penalties)."""
+
+    def __init__(self, steps: Sequence[Step], model: Model) -> None:
+        params = lib.llama_sampler_chain_default_params()
+        params.no_perf = True
+        self._chain = lib.llama_sampler_chain_init(params)
+        for step in steps:
+            sampler = self._make(step, model)
+            if not sampler:
+                raise BadDataError(f"sampling: llama.cpp does not take {step.name} {step.arguments}")
+            lib.llama_sampler_chain_add(self._chain, sampler)
+
+    def sample(self, context: Context, index: int) -> int:
+        """The next token by the logits of batch index `index`; the chain remembers it."""
+        return int(lib.llama_sampler_sample(self._chain, context.pointer, index))
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Tells the penalties about tokens that were not sampled here (the prompt's end)."""
+        for token in tokens:
+            lib.llama_sampler_accept(self._chain, token)
+
+    def close(self) -> None:
+        if self._chain:
+            lib.llama_sampler_free(self._chain)
+            self._chain = None
+
+    @staticmethod
+    def _make(step: Step, model: Model) -> Any:
+        make = getattr(lib, f"llama_sampler_init_{step.name}")
+        if step.name == "logit_bias":
+            n_vocab, biases = step.arguments
+            array = (lib.llama_logit_bias * len(biases))(*biases.items())
+            return make(n_vocab, len(biases), array)
+        if step.name == "dry":
+            breakers = (ctypes.c_char_p * len(DRY_BREAKERS))(*DRY_BREAKERS)
+            return make(model.tokenizer._vocab, *step.arguments, breakers, len(DRY_BREAKERS))
+        return make(*step.arguments)
 
 
 def make_sampler(
