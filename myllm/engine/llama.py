@@ -1,8 +1,8 @@
 """llama.cpp's model and tokenizer as small Python objects over the low-level bindings.
 
 The only importer of llama_cpp; context.py and samplers.py go on from here, apart, so that a model can
-load while what they need (numpy) is still being imported. Knows nothing of requests, scheduling, text streams or
-processes. Foreign failures become MyllmError here.
+load while what they need (numpy) is still being imported. Knows nothing of requests, scheduling, text
+streams or processes. Foreign failures become MyllmError here.
 
 `Tokenizer` may be used from any thread.
 """
