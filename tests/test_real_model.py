@@ -1,4 +1,4 @@
-"""`myllm gen` as people and scripts use it, on the real model; at a tenth of the size in CI, whole under `slow`."""
+"""`myllm gen` as people and scripts use it, on the real model: a tenth of the size in CI, whole under `slow`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MYLLM = [sys.executable, "-m", "myllm"]
 MEBIBYTE = 1 << 20
 PSS_LIMIT = 600_000_000
 """Bytes that all processes of a batch may have at their peak (proportional set size)."""
-WORDS = "the quick brown fox jumps over a lazy dog while engineers measure pipes and rivers of text".split()
+WORDS = ("the quick brown fox jumps over a lazy dog while engineers measure pipes and rivers of text").split()  # noqa: SIM905 - a list of these is a page
 SIZES = [20, pytest.param(200, marks=pytest.mark.slow)]
 
 
