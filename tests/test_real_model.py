@@ -1,4 +1,4 @@
-"""`myllm gen` as people and scripts use it, on the real model: a tenth of the size in CI, whole under `slow`."""
+"""`myllm gen` as people and scripts use it, on the real model: at a tenth in CI, whole under `slow`."""
 
 from __future__ import annotations
 

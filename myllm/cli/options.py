@@ -131,9 +131,7 @@ loading_options = _combined(
         metavar="N",
         help="Sequences at once, at most.  [default: measured]",
     ),
-    click.option(
-        "--kv-type", type=click.Choice(KV_TYPES), help="Type of the KV cache.  [default: f16]"
-    ),
+    click.option("--kv-type", type=click.Choice(KV_TYPES), help="Type of the KV cache.  [default: f16]"),
     click.option(
         "--flash-attn",
         type=click.Choice(["auto", "off"]),

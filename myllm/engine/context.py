@@ -73,8 +73,11 @@ class Context:
 
     def logits(self, n_rows: int) -> NDArray[np.float32]:
         """`(n_rows, n_vocab)` logits of the batch's flagged tokens in order; valid until the next decode."""
-        pointer = lib.llama_get_logits(self.pointer)
-        return np.ctypeslib.as_array(pointer, shape=(n_rows, self._n_vocab))
+        address = ctypes.cast(lib.llama_get_logits(self.pointer), ctypes.c_void_p).value
+        if address is None:
+            raise ValueError("no logits: nothing was decoded")
+        flat = (ctypes.c_float * (n_rows * self._n_vocab)).from_address(address)
+        return np.frombuffer(memoryview(flat), np.float32).reshape(n_rows, self._n_vocab)
 
     def apply(self, operation: Remove | Copy) -> None:
         """Brings the KV cache in line with the scheduler's books."""

@@ -28,7 +28,7 @@ from myllm.engine.logprobs import log_probabilities
 from myllm.engine.samplers import make_sampler
 from myllm.engine.scheduler import Chunk, Plan, Scheduler
 from myllm.engine.sequence import Sequence
-from myllm.engine.space import Pool, Streams, round_up
+from myllm.engine.space import round_up
 from myllm.engine.text import TextStream
 from myllm.errors import BadDataError, ContextOverflowError, InternalError, MyllmError
 from myllm.protocol import MAX_SEED, GenRequest, LoadOptions, Message, error_event, tagged
@@ -67,7 +67,7 @@ class LlamaEngine:
         self.window = self._layout.window
         self._batch = Batch(BATCH)
         self._context: Context | None = None
-        self._scheduler = self._new_scheduler()
+        self._scheduler = Scheduler(self._layout.space, BATCH)
         self._generations: dict[int, Generation] = {}
         self._arrivals = 0
         self._seconds = {"decode": 0.0, "step": 0.0}
@@ -104,6 +104,7 @@ class LlamaEngine:
             "sequences_active": len(scheduler.active),
             "sequences_waiting": len(scheduler.waiting),
             "row_limit": scheduler.row_limit.limit,
+            "layout": type(scheduler.space).__name__,
             "threads": self._layout.n_threads,
             "device": "gpu" if llama.lib.llama_supports_gpu_offload() else "cpu",
             **self._counts,
@@ -115,15 +116,14 @@ class LlamaEngine:
         """Ends the thread after its step and frees the model; requests in flight get no more events."""
         self._inbox.put(None)
         self._thread.join()
-        if self._context:
-            self._context.close()
+        self._close_context()
         self._model.close()
 
     # ── the engine's thread ─────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
         with suppress(MyllmError):  # for a first prompt of usual length, made while that is still rendered
-            self._grow(self._scheduler.space.target([BATCH], self._layout.max_cells))
+            self._grow(self._scheduler.space.target([BATCH]))
         while self._take_in():
             try:
                 self._emit_all(self._expire())
@@ -157,6 +157,8 @@ class LlamaEngine:
         started = self._clock()
         for sequence, n_cached in plan.admitted:
             self._admitted(self._generation(sequence), n_cached, started)
+        if plan.space:
+            self._close_context()
         if self._context:
             for operation in plan.operations:
                 self._context.apply(operation)
@@ -210,14 +212,11 @@ class LlamaEngine:
         """Samples the next token of every sequence that is due, and says what came of it."""
         if not due:
             return []
-        logits = context.logits(len(due))
-        generations = [self._generation(chunk.sequence) for chunk, _ in due]
-        likeliest = logits.argmax(1).tolist() if any(g.sampler is None for g in generations) else []
         events: list[Message] = []
-        for row, (generation, (_, index)) in enumerate(zip(generations, due, strict=True)):
-            sampler = generation.sampler
-            token = likeliest[row] if sampler is None else sampler.sample(context, index)
-            events += self._take_token(generation, token, logits[row], now)
+        for (chunk, index), logits in zip(due, context.logits(len(due)), strict=True):
+            generation = self._generation(chunk.sequence)
+            token = generation.sampler.sample(context, index, logits)
+            events += self._take_token(generation, token, logits, now)
         return events
 
     def _take_token(
@@ -334,10 +333,13 @@ class LlamaEngine:
     def _fail_all(self, error: MyllmError) -> None:
         """Everything in flight fails and the engine starts from an empty cache."""
         self._emit_all([self._fail(generation, error) for generation in list(self._generations.values())])
+        self._close_context()
+        self._scheduler = Scheduler(self._layout.space, BATCH)
+
+    def _close_context(self) -> None:
         if self._context:
             self._context.close()
             self._context = None
-        self._scheduler = self._new_scheduler()
 
     # ── parts ───────────────────────────────────────────────────────────────────────────────
 
@@ -349,14 +351,13 @@ class LlamaEngine:
             for sequence in self._scheduler.active:
                 if sequence.slot and sequence.n_cached:
                     moving.append((sequence, self._context.read_state(sequence.slot.id)))
-            self._context.close()
-            self._context = None
+        self._close_context()
         self._context = Context(
             self._model,
             n_ctx=n_cells,
-            n_seq_max=self._layout.n_slots,
+            n_seq_max=self._scheduler.space.n_slots,
             n_batch=BATCH,
-            unified=not self._layout.isolates,
+            unified=not self._scheduler.space.isolates,
             n_threads=self._layout.n_threads,
             kv_type=self._options.kv_type or "f16",
             flash_attn=self._options.flash_attn != "off",
@@ -365,17 +366,6 @@ class LlamaEngine:
         for sequence, state in moving:
             if sequence.slot and not self._context.write_state(sequence.slot.id, state):
                 self._scheduler.restart(sequence)
-
-    def _new_scheduler(self) -> Scheduler:
-        layout = self._layout
-        space = Streams(layout.n_slots) if layout.isolates else Pool()
-        return Scheduler(
-            space,
-            max_cells=layout.max_cells,
-            max_rows=layout.max_rows,
-            n_slots=layout.n_slots,
-            batch=BATCH,
-        )
 
     def _generation(self, sequence: Sequence) -> Generation:
         return self._generations[sequence.id]

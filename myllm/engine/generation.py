@@ -25,7 +25,7 @@ class Times:
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """A request that is being answered. `sampler` is None where the largest logit is simply taken."""
+    """A request that is being answered; `sampler` is the engine's own business."""
 
     request: GenRequest
     sequence: Sequence

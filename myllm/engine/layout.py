@@ -10,7 +10,7 @@ from typing import NamedTuple
 from myllm import hardware
 from myllm.engine.llama import Model
 from myllm.engine.pace import TILE_ROWS
-from myllm.engine.space import POOL, round_up
+from myllm.engine.space import POOL, Pool, Space, Streams, round_up
 from myllm.protocol import LoadOptions
 
 SLOTS = 128
@@ -23,26 +23,22 @@ LEAST_WINDOW = 512
 
 
 class Layout(NamedTuple):
-    """`window` is the most tokens of one sequence; `max_cells` and `n_slots` bound the KV cache."""
+    """`window` is the most tokens of one sequence; `space` the kind of cache to begin with."""
 
     window: int
-    max_cells: int
-    max_rows: int
-    n_slots: int
     n_threads: int
-    isolates: bool
-    """Streams instead of a pool (see space.py)."""
+    space: Space
 
 
 def choose_layout(options: LoadOptions, model: Model) -> Layout:
     """The layout for `model`; a window that was asked for is kept, one that was not fits the memory."""
     isolates = model.is_recurrent or options.flash_attn == "off"
     rows = min(options.parallel or TILE_ROWS - 1, STREAMS if isolates else TILE_ROWS - 1)
-    n_slots = rows if isolates else SLOTS
     # Two bytes a number: the default type of the cache. A narrower one only leaves more free.
     bytes_per_cell = max(2 * model.kv_values_per_token, 1)
     affordable = max(int(hardware.available_memory() * MEMORY_SHARE / bytes_per_cell), LEAST_WINDOW)
     window = min(options.context or affordable // (rows if isolates else 1), model.n_ctx_train)
-    max_cells = rows * round_up(window) if isolates else round_up(max(window, min(POOL, affordable)))
     n_threads = options.threads or hardware.physical_cores()
-    return Layout(window, max_cells, rows, n_slots, n_threads, isolates)
+    if isolates:
+        return Layout(window, n_threads, Streams(rows, window))
+    return Layout(window, n_threads, Pool(round_up(max(window, min(POOL, affordable))), rows, SLOTS))

@@ -22,15 +22,15 @@ class RowLimit:
     """
 
     LADDER = (1, 2, 4, 8, 12, 16, 24, 32, 48, TILE_ROWS - 1)
-    START = 16
     WORTH = 1.04
     """A higher rung must be this much faster, or the machine's noise would move the limit."""
     SAMPLES = 12
     STALE = 2000
     """Steps after which a measured rung is forgotten, as the sequences have grown by then."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, start: int = 16) -> None:
         self._ladder = [rung for rung in self.LADDER if rung < most] + [most]
+        self._start = max(rung for rung in self._ladder if rung <= start)
         self._rates: dict[int, deque[float]] = {}
         self._measured_at: dict[int, int] = {}
         self._step = 0
@@ -48,9 +48,8 @@ class RowLimit:
     def limit(self) -> int:
         """Sequences to run at once; one rung above the best one while that is not yet measured."""
         known = {r: median(rates) for r, rates in self._rates.items() if len(rates) >= self.SAMPLES}
-        start = max(rung for rung in self._ladder if rung <= self.START)
-        if start not in known:
-            return start
+        if self._start not in known:
+            return self._start
         best = max(known.values())
         chosen = min(rung for rung, rate in known.items() if rate * self.WORTH >= best)
         # Low rungs are measured in passing, when few sequences run; only upwards must be tried on purpose.
@@ -84,16 +83,16 @@ class PrefillBudget:
             extra = max(seconds - self._decode_step, 0.0) / prompt_tokens
             self._token_beside = self._smooth(self._token_beside, extra)
 
-    def tokens(self, rows: int) -> int:
-        """Prompt tokens for a step in which `rows` sequences decode."""
+    def tokens(self, rows: int, room: int) -> int:
+        """Prompt tokens for a step in which `rows` sequences decode, at most about `room` beside them."""
         if not rows:
             fitting = self.ALONE / self._token_alone if self._token_alone else 4 * self.LEAST
             return int(min(max(fitting, 4 * self.LEAST), self._most))
         per_token = self._token_beside or self._token_alone
         if not per_token or not self._decode_step:
-            return 2 * self.LEAST
+            return min(2 * self.LEAST, room)
         fitting = (self.PACE - 1) * self._decode_step / per_token
-        return int(max(min(fitting, TILE_ROWS - 1 - rows), self.LEAST))
+        return int(max(min(fitting, room), self.LEAST))
 
     def _smooth(self, old: float | None, new: float) -> float:
         return new if old is None else old + self.SMOOTHING * (new - old)

@@ -6,6 +6,9 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from myllm.engine import sampling
 from myllm.engine.context import Context
 from myllm.engine.llama import Model, Tokenizer, lib
@@ -32,8 +35,8 @@ class Sampler:
                 raise BadDataError(f"sampling: llama.cpp does not take {step.name} {step.arguments}")
             lib.llama_sampler_chain_add(self._chain, sampler)
 
-    def sample(self, context: Context, index: int) -> int:
-        """The next token by the logits of batch index `index`; the chain remembers it."""
+    def sample(self, context: Context, index: int, logits: NDArray[np.float32]) -> int:
+        """The next token by the `logits` of batch index `index`; the chain remembers it."""
         return int(lib.llama_sampler_sample(self._chain, context.pointer, index))
 
     def accept(self, tokens: Sequence[int]) -> None:
@@ -59,10 +62,26 @@ class Sampler:
         return make(*step.arguments)
 
 
+class Greedy:
+    """Takes the largest logit, but none of `banned`; needs no chain, and no list of candidates."""
+
+    def __init__(self, banned: Sequence[int]) -> None:
+        self._banned = list(banned)
+
+    def sample(self, context: Context, index: int, logits: NDArray[np.float32]) -> int:
+        if self._banned:
+            logits = logits.copy()
+            logits[self._banned] = NEVER
+        return int(logits.argmax())
+
+    def close(self) -> None:
+        """It holds nothing."""
+
+
 def make_sampler(
     request: GenRequest, prompt: list[int], seed: int, recommended: Mapping[str, float], model: Model
-) -> Sampler | None:
-    """The chain for `request`, or None where the largest logit is simply taken.
+) -> Sampler | Greedy:
+    """The sampler for `request`, with the state that its prompt leaves.
 
     Raises UsageError for a bias on a text that is not one token, BadDataError for what llama.cpp refuses.
     """
@@ -72,8 +91,8 @@ def make_sampler(
     if request.ignore_eos:
         biases |= dict.fromkeys(tokenizer.end_tokens, NEVER)
     biases |= {_token(name, tokenizer): value for name, value in request.logit_bias.items()}
-    if sampling.is_greedy(values, bool(biases)):
-        return None
+    if sampling.is_greedy(values) and all(bias == NEVER for bias in biases.values()):
+        return Greedy(list(biases))
     sampler = Sampler(sampling.chain(values, seed, tokenizer.n_vocab, biases), model)
     if sampling.is_penalised(values):
         sampler.accept(prompt)

@@ -28,9 +28,9 @@ def effective(request: Mapping[str, float], model: Mapping[str, float]) -> dict[
     return {name: request.get(name, model.get(name, p.default)) for name, p in SAMPLING.items()}
 
 
-def is_greedy(values: Mapping[str, float], biased: bool) -> bool:
-    """Whether the chain always picks the largest raw logit, so that no chain is needed."""
-    return values["temperature"] <= 0 and not values["mirostat"] and not biased and not is_penalised(values)
+def is_greedy(values: Mapping[str, float]) -> bool:
+    """Whether the chain would always pick the largest logit, so that no chain is needed."""
+    return values["temperature"] <= 0 and not values["mirostat"] and not is_penalised(values)
 
 
 def is_penalised(values: Mapping[str, float]) -> bool:

@@ -45,12 +45,15 @@ class Chunk(NamedTuple):
 
 @dataclass(slots=True)
 class Plan:
-    """One step: memory `operations` first, then the cache grown to `grow_to` cells or `chunks` decoded."""
+    """One step: a new empty cache of layout `space`, or memory `operations`; then the cache grown to
+    `grow_to` cells, or `chunks` decoded.
+    """
 
     operations: list[Remove | Copy] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[tuple[Sequence, int]] = field(default_factory=list)
     """Who joined, and how many of its tokens were in the cache already."""
+    space: Space | None = None
     grow_to: int | None = None
 
     @property
@@ -64,17 +67,15 @@ class Plan:
 
 
 class Scheduler:
-    """At most `max_cells` in the cache, `max_rows` sequences at once and `batch` tokens in a step."""
+    """Sequences wait, run and are done in a cache of layout `space`, with at most `batch` tokens a step."""
 
-    def __init__(self, space: Space, *, max_cells: int, max_rows: int, n_slots: int, batch: int) -> None:
+    def __init__(self, space: Space, batch: int) -> None:
         self.space = space
-        self.cache = KvCache(0, n_slots)
+        self.cache = KvCache(0, space.n_slots)
         self.waiting: list[Sequence] = []
         self.active: list[Sequence] = []
-        self.row_limit = RowLimit(max_rows)
+        self.row_limit = RowLimit(space.max_rows, space.start_rows)
         self.prefill_budget = PrefillBudget(batch)
-        self._max_cells = max_cells
-        self._max_rows = max_rows
         self._leaders: dict[Sequence, tuple[Sequence, int]] = {}
 
     # ── told by the engine ──────────────────────────────────────────────────────────────────
@@ -117,16 +118,26 @@ class Scheduler:
     def plan(self) -> Plan:
         """The next step. An empty plan means that there is nothing to do."""
         plan = Plan()
+        if self.waiting and (successor := self.space.successor(self.active, self.waiting)):
+            self._move_to(successor)
+            plan.space = successor
         self._drop_idle_cells()
         plan.grow_to = self._admit(plan) or self._make_room_for_rows()
         while self.active and plan.grow_to is None and not plan.chunks:
             rows = [s for s in self.active if s.n_missing == 1]
             plan.chunks = [self._feed(s, 1) for s in rows]
-            plan.chunks += self._prefill(self.prefill_budget.tokens(len(rows)))
+            plan.chunks += self._prefill(len(rows))
             if not plan.chunks:
                 plan.grow_to = self._find_cells()
         plan.operations = self.cache.take_operations()
         return plan
+
+    def _move_to(self, space: Space) -> None:
+        """An empty cache of another layout; who was running starts again."""
+        for sequence in list(self.active):
+            self._preempt(sequence)
+        self.space, self.cache = space, KvCache(0, space.n_slots)
+        self.row_limit = RowLimit(space.max_rows, space.start_rows)
 
     def _admit(self, plan: Plan) -> int | None:
         """Moves waiting sequences to the active ones; returns the size to grow to where that is needed."""
@@ -171,7 +182,7 @@ class Scheduler:
         """Whether the sequence may run now; a less urgent one gives up its row to it."""
         limit = self.row_limit.limit
         if not sequence.priority:
-            limit = min(limit * INTERACTIVE_ROWS, self._max_rows)
+            limit = min(limit * INTERACTIVE_ROWS, self.space.max_rows)
         if len(self.active) < limit:
             return True
         worst = max(self.active, key=lambda s: s.urgency)
@@ -215,8 +226,9 @@ class Scheduler:
         self._preempt(max(self.active, key=lambda s: s.urgency))
         return None
 
-    def _prefill(self, budget: int) -> list[Chunk]:
+    def _prefill(self, rows: int) -> list[Chunk]:
         """Chunks of the sequences that lack more than one token, short ones first, within the budget."""
+        budget = self.prefill_budget.tokens(rows, self.space.prompt_room(rows))
         chunks = []
         prefilling = [s for s in self.active if s.n_missing > 1]
         for sequence in sorted(
@@ -267,7 +279,7 @@ class Scheduler:
         """The size that those who should run now ask for; by a quarter more at least when it grows."""
         rows = self.row_limit.limit
         wanted = [s.n_cached + needed(s) for s in (self.active + self.waiting)[:rows]]
-        target = self.space.target(wanted, self._max_cells)
+        target = self.space.target(wanted)
         if target <= self.cache.n_cells:
             return target
-        return min(max(target, self.cache.n_cells * 5 // 4), self._max_cells)
+        return min(max(target, self.cache.n_cells * 5 // 4), self.space.max_cells)

@@ -1,16 +1,20 @@
 """Where tokens find cells: the two layouts of llama.cpp's KV cache, as the scheduler asks about them.
 
-Pure. `Pool` is the default: any mix of long and short, and a shared prefix costs nothing. `Streams` gives
-each sequence cells of its own from 0 on, so that its logits do not depend, bit for bit, on who runs
-beside it: the price is no sharing and memory for the longest times the number of slots. It serves
-`--flash-attn off`, whose purpose is reproducibility, and recurrent models, whose state can't be shared.
+Pure. `Pool` is the default: any mix of long and short, and a shared prefix costs nothing; but a step
+passes over every used cell. `Streams` gives each sequence cells of its own from 0 on: no step looks at
+another's, and logits do not depend, bit for bit, on who runs beside. Its price is no sharing, and memory
+for the longest times the number of slots. It serves `--flash-attn off`, whose purpose is
+reproducibility, recurrent models, whose state can't be shared, and `Crowd`s: many short requests that
+have no prefix in common, where it decodes up to a quarter faster than a pool (measured, Q4_1: 190
+against 155 tokens/s).
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from myllm.engine.kv_cache import KvCache, Slot
+from myllm.engine.kv_cache import KvCache, Slot, common_prefix
+from myllm.engine.pace import TILE_ROWS
 from myllm.engine.sequence import Sequence
 
 RESERVE = 512
@@ -19,6 +23,13 @@ POOL = 16384
 """Cells up to which a pool grows so that requests can run together; one alone may grow it to the window."""
 CELL_STEP = 256
 """llama.cpp pads a sequence's cells to this many."""
+CROWD = 32
+"""So many requests at once are worth a layout of their own."""
+CROWD_SLOTS = 64
+CROWD_PREFIX = 64
+"""A common beginning of this many tokens is worth more shared than a crowd's streams are."""
+RESTART_TOKENS = 1024
+"""Tokens in the cache that a change of layout may throw away: a few steps' work."""
 STREAM_CHUNK = 128
 """Prompt tokens of a step in streams: always the same, as the shape of a chunk changes low bits too."""
 
@@ -38,6 +49,15 @@ class Space(Protocol):
 
     isolates: bool
     """Whether sequences share neither cells nor, while they prefill, a batch."""
+    n_slots: int
+    max_rows: int
+    start_rows: int
+    """Rows to begin with, until it is measured how many pay off."""
+    max_cells: int
+
+    def successor(self, active: list[Sequence], waiting: list[Sequence]) -> Space | None:
+        """The layout that would serve these sequences better, where it is worth to start again with it."""
+        ...
 
     def reusable(self, cache: KvCache, tokens: list[int]) -> tuple[Slot | None, int]:
         """The slot with the longest beginning of `tokens` that may be reused, and its length."""
@@ -55,19 +75,34 @@ class Space(Protocol):
         """How many of its next `size` tokens the sequence can have cells for; evicts idle ones for them."""
         ...
 
-    def target(self, wanted: list[int], max_cells: int) -> int:
-        """The number of cells in all that sequences of `wanted` cells each ask for."""
+    def target(self, wanted: list[int]) -> int:
+        """The number of cells in all that sequences of `wanted` cells each ask for, within `max_cells`."""
         ...
 
     def chunk(self, budget: int) -> int:
         """Prompt tokens of one sequence in a step, where `budget` would keep the pace."""
         ...
 
+    def prompt_room(self, rows: int) -> int:
+        """Prompt tokens that a step may take on beside `rows` decoding sequences, whatever the pace."""
+        ...
+
 
 class Pool:
-    """One pool of cells for all (`kv_unified`)."""
+    """One pool of cells for all (`kv_unified`); `max_cells` is at least a whole window."""
 
     isolates = False
+    start_rows = 16
+
+    def __init__(self, max_cells: int, max_rows: int, n_slots: int) -> None:
+        self.max_cells, self.max_rows, self.n_slots = max_cells, max_rows, n_slots
+
+    def successor(self, active: list[Sequence], waiting: list[Sequence]) -> Space | None:
+        asked = active + waiting
+        if len(asked) < CROWD or self.max_rows < CROWD or self.max_cells < POOL:
+            return None
+        lost = sum(sequence.n_cached for sequence in active)
+        return Crowd(self) if lost <= RESTART_TOKENS and is_crowd(asked) else None
 
     def reusable(self, cache: KvCache, tokens: list[int]) -> tuple[Slot | None, int]:
         return cache.longest_prefix(tokens)
@@ -82,20 +117,28 @@ class Pool:
     def room(self, cache: KvCache, sequence: Sequence, size: int) -> int:
         return size if cache.make_room(size) else min(size, cache.n_free)
 
-    def target(self, wanted: list[int], max_cells: int) -> int:
-        return min(sum(wanted), max([POOL, *wanted]), max_cells)
+    def target(self, wanted: list[int]) -> int:
+        return min(sum(wanted), max([POOL, *wanted]), self.max_cells)
 
     def chunk(self, budget: int) -> int:
         return budget
+
+    def prompt_room(self, rows: int) -> int:
+        return TILE_ROWS - 1 - rows
 
 
 class Streams:
     """Every slot has the same number of cells, its own."""
 
     isolates = True
+    start_rows = 32
 
-    def __init__(self, n_slots: int) -> None:
-        self._n_slots = n_slots
+    def __init__(self, n_slots: int, window: int) -> None:
+        self.n_slots = self.max_rows = n_slots
+        self.max_cells = n_slots * round_up(window)
+
+    def successor(self, active: list[Sequence], waiting: list[Sequence]) -> Space | None:
+        return None
 
     def reusable(self, cache: KvCache, tokens: list[int]) -> tuple[Slot | None, int]:
         return None, 0
@@ -109,8 +152,30 @@ class Streams:
     def room(self, cache: KvCache, sequence: Sequence, size: int) -> int:
         return min(size, cache.cells_per_slot - sequence.n_cached)
 
-    def target(self, wanted: list[int], max_cells: int) -> int:
-        return min(self._n_slots * round_up(max(wanted)), max_cells)
+    def target(self, wanted: list[int]) -> int:
+        return min(self.n_slots * round_up(max(wanted)), self.max_cells)
 
     def chunk(self, budget: int) -> int:
         return STREAM_CHUNK
+
+    def prompt_room(self, rows: int) -> int:
+        return 4 * STREAM_CHUNK
+
+
+class Crowd(Streams):
+    """Streams for many short requests of a batch; the pool returns when others wait and none runs."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(CROWD_SLOTS, POOL // CROWD_SLOTS)
+        self._pool = pool
+
+    def successor(self, active: list[Sequence], waiting: list[Sequence]) -> Space | None:
+        return self._pool if waiting and not active and not is_crowd(waiting) else None
+
+
+def is_crowd(sequences: list[Sequence]) -> bool:
+    """Whether these are requests of a batch, all short enough for a crowd's slots, with nothing to share."""
+    first, last = sequences[0], sequences[-1]
+    shared = 0 if first is last else common_prefix(first.tokens, last.tokens)
+    most = POOL // CROWD_SLOTS
+    return shared < CROWD_PREFIX and all(s.priority and s.n_cached + needed(s) <= most for s in sequences)

@@ -45,21 +45,21 @@ def test_a_step_beside_running_rows_takes_no_more_than_its_pace_allows() -> None
     budget = PrefillBudget(512)
     for _ in range(50):
         budget.observe(16, 0, 0.1)
-        tokens = budget.tokens(16)
+        tokens = budget.tokens(16, 47)
         budget.observe(16, tokens, 0.1 + tokens * 0.01)
-    step = 0.1 + budget.tokens(16) * 0.01
+    step = 0.1 + budget.tokens(16, 47) * 0.01
     assert 0.2 < step <= 0.1 * PrefillBudget.PACE + 0.01
 
 
 def test_an_idle_engine_prefills_in_steps_of_half_a_second() -> None:
     budget = PrefillBudget(512)
     for _ in range(50):
-        budget.observe(0, budget.tokens(0), budget.tokens(0) / 300)
-    assert abs(budget.tokens(0) / 300 - PrefillBudget.ALONE) < 0.05
+        budget.observe(0, budget.tokens(0, 63), budget.tokens(0, 63) / 300)
+    assert abs(budget.tokens(0, 63) / 300 - PrefillBudget.ALONE) < 0.05
 
 
-def test_rows_and_prompt_tokens_together_stay_below_a_tile() -> None:
+def test_cheap_prompt_tokens_still_stay_within_their_room() -> None:
     budget = PrefillBudget(512)
     budget.observe(16, 0, 1.0)
     budget.observe(16, 32, 1.0001)
-    assert budget.tokens(16) == TILE_ROWS - 1 - 16
+    assert budget.tokens(16, 47) == 47

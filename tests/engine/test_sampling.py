@@ -22,9 +22,9 @@ def test_the_default_chain_is_llama_cpps_order_without_what_does_nothing() -> No
 
 def test_temperature_zero_is_greedy_and_needs_no_chain_unless_something_changes_the_logits() -> None:
     greedy = effective({"temperature": 0}, {})
-    assert is_greedy(greedy, biased=False)
-    assert not is_greedy(greedy, biased=True)
-    assert not is_greedy(effective({"temperature": 0, "repeat_penalty": 1.1}, {}), biased=False)
+    assert is_greedy(greedy)
+    assert not is_greedy(effective({"temperature": 0, "repeat_penalty": 1.1}, {}))
+    assert not is_greedy(effective({"temperature": 0, "mirostat": 2}, {}))
     assert names(temperature=0, repeat_penalty=1.1) == ["penalties", "greedy"]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from myllm.engine.kv_cache import Remove
 from myllm.engine.scheduler import MIN_SHARED, Chunk, Plan, Scheduler
 from myllm.engine.sequence import Sequence
-from myllm.engine.space import Pool, Space, Streams
+from myllm.engine.space import Crowd, Pool, Space, Streams
 
 ANSWER = 1000
 """Generated tokens are numbered from here, so that they never look like prompts."""
@@ -59,6 +59,8 @@ class Simulation:
     def step(self) -> Plan:
         plan = self.scheduler.plan()
         self.plans.append(plan)
+        if plan.space:
+            self.memory = Memory()
         self.memory.apply(plan)
         if plan.grow_to:
             assert plan.grow_to > self.memory.n_cells
@@ -91,12 +93,8 @@ class Simulation:
         raise AssertionError("the scheduler makes no progress")
 
 
-def simulation(
-    max_cells: int = 4096, max_rows: int = 63, space: Space | None = None, n_slots: int = 128
-) -> Simulation:
-    return Simulation(
-        Scheduler(space or Pool(), max_cells=max_cells, max_rows=max_rows, n_slots=n_slots, batch=512)
-    )
+def simulation(max_cells: int = 4096, max_rows: int = 63, space: Space | None = None) -> Simulation:
+    return Simulation(Scheduler(space or Pool(max_cells, max_rows, 128), 512))
 
 
 def sequence(order: int, prompt: list[int], answer: int = 5, priority: int = 0) -> Sequence:
@@ -128,7 +126,7 @@ def test_everybody_is_served_within_the_cells_whatever_comes(
 @settings(deadline=None, max_examples=30)
 @given(requests)
 def test_everybody_is_served_in_streams_too(load: list[tuple[int, int, int, int, int, int]]) -> None:
-    run = simulation(4 * 512, 4, Streams(4), 4)
+    run = simulation(space=Streams(4, 512))
     serve(run, load, 4 * 512)
     assert all(not plan.operations or isinstance(plan.operations[0], Remove) for plan in run.plans)
 
@@ -236,6 +234,42 @@ def test_short_prompts_pass_a_long_one_but_not_for_ever() -> None:
     assert 1 in run.finished
     run.run()
     assert run.finished.index(0) < len(run.finished) - 1
+
+
+def test_a_crowd_of_short_batch_requests_gets_streams_and_the_pool_returns_for_a_long_one() -> None:
+    run = simulation(max_cells=16384)
+    for order in range(40):
+        run.scheduler.submit(sequence(order, [order] * 20, 30, priority=1))
+    run.step()
+    assert isinstance(run.scheduler.space, Crowd)
+    run.scheduler.submit(sequence(99, [99] * 2000, 5, priority=1))
+    run.run()
+    assert isinstance(run.scheduler.space, Pool)
+    assert sorted(run.finished) == [*range(40), 99]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "priority"),
+    [([7] * 20, 30, 0), ([7] * 300, 30, 1), ([7] * 20, 1000, 1), (list(range(100)), 30, 1)],
+    ids=["interactive", "long prompts", "long answers", "one prefix"],
+)
+def test_other_loads_stay_in_the_pool(prompt: list[int], answer: int, priority: int) -> None:
+    run = simulation(max_cells=16384)
+    for order in range(40):
+        run.scheduler.submit(sequence(order, [*prompt, order], answer, priority))
+    run.step()
+    assert isinstance(run.scheduler.space, Pool)
+
+
+def test_running_work_is_not_thrown_away_for_a_crowd() -> None:
+    run = simulation(max_cells=16384)
+    run.scheduler.submit(sequence(0, [0] * 2000, 50, priority=1))
+    while run.scheduler.active[:1] == [] or run.scheduler.active[0].n_missing > 1:
+        run.step()
+    for order in range(1, 50):
+        run.scheduler.submit(sequence(order, [order] * 20, 30, priority=1))
+    run.step()
+    assert isinstance(run.scheduler.space, Pool)
 
 
 def test_a_restarted_sequence_is_decoded_again_from_its_first_token() -> None:
