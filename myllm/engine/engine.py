@@ -70,6 +70,7 @@ class LlamaEngine:
         self._scheduler = Scheduler(self._layout.space, BATCH)
         self._generations: dict[int, Generation] = {}
         self._arrivals = 0
+        self._device = "gpu" if llama.lib.llama_supports_gpu_offload() else "cpu"
         self._seconds = {"decode": 0.0, "step": 0.0}
         self._counts = {"steps": 0, "prompt_tokens": 0, "generated_tokens": 0, "cached_tokens": 0}
         self._inbox: queue.SimpleQueue[Callable[[], list[Message]] | None] = queue.SimpleQueue()
@@ -106,7 +107,7 @@ class LlamaEngine:
             "row_limit": scheduler.row_limit.limit,
             "layout": type(scheduler.space).__name__,
             "threads": self._layout.n_threads,
-            "device": "gpu" if llama.lib.llama_supports_gpu_offload() else "cpu",
+            "device": self._device,
             **self._counts,
             "decode_seconds": round(self._seconds["decode"], 3),
             "step_seconds": round(self._seconds["step"], 3),

@@ -79,9 +79,13 @@ class KvCache:
         return best
 
     def take(self) -> Slot | None:
-        """An idle slot to fill: an empty one, else the least recently used. None if all are busy."""
+        """An idle slot to fill: the first empty one, else the least recently used. None if all are busy.
+
+        The first, because in streams only sequences with consecutive ids are decoded together.
+        """
         idle = [slot for slot in self.slots if not slot.busy]
-        return min(idle, key=lambda slot: (bool(slot.tokens), slot.used_at), default=None)
+        empty = next((slot for slot in idle if not slot.tokens), None)
+        return empty or min(idle, key=lambda slot: slot.used_at, default=None)
 
     def share(self, source: Slot, target: Slot, length: int) -> None:
         """Makes `target` hold the first `length` tokens of `source`, in the same cells."""

@@ -34,6 +34,8 @@ class RowLimit:
         self._rates: dict[int, deque[float]] = {}
         self._measured_at: dict[int, int] = {}
         self._step = 0
+        self.limit = self._start
+        """Sequences to run at once; one rung above the best one while that is not yet measured."""
 
     def observe(self, rows: int, seconds: float) -> None:
         """A step that only decoded `rows` sequences took `seconds`."""
@@ -43,10 +45,10 @@ class RowLimit:
         self._measured_at[rung] = self._step
         for stale in [r for r, step in self._measured_at.items() if self._step - step > self.STALE]:
             del self._rates[stale], self._measured_at[stale]
+        if self._step % self.SAMPLES == 0:
+            self.limit = self._choose()
 
-    @property
-    def limit(self) -> int:
-        """Sequences to run at once; one rung above the best one while that is not yet measured."""
+    def _choose(self) -> int:
         known = {r: median(rates) for r, rates in self._rates.items() if len(rates) >= self.SAMPLES}
         if self._start not in known:
             return self._start

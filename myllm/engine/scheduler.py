@@ -125,7 +125,7 @@ class Scheduler:
         plan.grow_to = self._admit(plan) or self._make_room_for_rows()
         while self.active and plan.grow_to is None and not plan.chunks:
             rows = [s for s in self.active if s.n_missing == 1]
-            plan.chunks = [self._feed(s, 1) for s in rows]
+            plan.chunks = [self._feed(s, 1) for s in sorted(rows, key=lambda s: s.slot.id if s.slot else -1)]
             plan.chunks += self._prefill(len(rows))
             if not plan.chunks:
                 plan.grow_to = self._find_cells()
@@ -273,6 +273,8 @@ class Scheduler:
     def _release(self, sequence: Sequence) -> None:
         if sequence.slot:
             self.cache.release(sequence.slot)
+            if self.space.isolates:  # nobody can reuse it
+                self.cache.truncate(sequence.slot, 0)
             sequence.slot = None
 
     def _target_cells(self) -> int:

@@ -23,7 +23,7 @@ POOL = 16384
 """Cells up to which a pool grows so that requests can run together; one alone may grow it to the window."""
 CELL_STEP = 256
 """llama.cpp pads a sequence's cells to this many."""
-CROWD = 32
+CROWD = 16
 """So many requests at once are worth a layout of their own."""
 CROWD_SLOTS = 64
 CROWD_PREFIX = 64
@@ -131,7 +131,7 @@ class Streams:
     """Every slot has the same number of cells, its own."""
 
     isolates = True
-    start_rows = 32
+    start_rows = 16
 
     def __init__(self, n_slots: int, window: int) -> None:
         self.n_slots = self.max_rows = n_slots
@@ -164,6 +164,8 @@ class Streams:
 
 class Crowd(Streams):
     """Streams for many short requests of a batch; the pool returns when others wait and none runs."""
+
+    start_rows = CROWD_SLOTS  # nobody waits at a terminal, and in streams more rows do no harm
 
     def __init__(self, pool: Pool) -> None:
         super().__init__(CROWD_SLOTS, POOL // CROWD_SLOTS)

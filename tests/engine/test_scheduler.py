@@ -289,11 +289,11 @@ def test_a_restarted_sequence_is_decoded_again_from_its_first_token() -> None:
 def test_idle_cells_are_few_while_many_rows_run(rows: int) -> None:
     run = simulation(max_cells=16384)
     for order in range(200):
-        run.scheduler.submit(sequence(order, [order] * 40, 40, priority=1))
+        run.scheduler.submit(sequence(order, [order] * 40, 40))
     while len(run.finished) < 150:
         finished = len(run.finished)
         run.step()
         idle = [len(slot.tokens) for slot in run.scheduler.cache.slots if not slot.busy]
         running = sum(s.n_cached for s in run.scheduler.active)
         if len(run.finished) == finished and len(run.scheduler.active) >= rows:
-            assert sum(idle) <= running / 4 + max(idle)
+            assert sum(idle) <= running / 4 + max(idle, default=0)
