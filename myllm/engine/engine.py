@@ -125,8 +125,10 @@ class LlamaEngine:
     def _run(self) -> None:
         with suppress(MyllmError):  # for a first prompt of usual length, made while that is still rendered
             self._grow(self._scheduler.space.target([BATCH]))
-        while self._take_in():
+        while True:
             try:
+                if not self._take_in():
+                    return
                 self._emit_all(self._expire())
                 plan = self._scheduler.plan()
                 if plan.operations or plan.chunks or plan.grow_to:
@@ -257,6 +259,10 @@ class LlamaEngine:
             generation = self._new_generation(request, prompt, dropped_tokens, times)
         except MyllmError as error:
             return [tagged(error_event(error), request.id)]
+        except Exception as error:  # noqa: BLE001 - not in flight yet, so nobody else would tell its client
+            traceback.print_exc(file=sys.stderr)
+            bug = InternalError(f"engine: {type(error).__name__}: {error}; please report it")
+            return [tagged(error_event(bug), request.id)]
         self._generations[request.id] = generation
         if request.max_tokens == 0:
             return self._finish(generation, "length")
@@ -324,7 +330,8 @@ class LlamaEngine:
         llama.explain()
         sys.stderr.write(f"llama_decode: {code} with {plan.rows} rows, {plan.prompt_tokens} prompt tokens\n")
         events = []
-        for generation in {self._generation(chunk.sequence): None for chunk in plan.chunks}:
+        # Who finished in an earlier batch of the same step is none of them any more.
+        for generation in [g for c in plan.chunks if (g := self._generations.get(c.sequence.id))]:
             generation.failures += 1
             self._scheduler.restart(generation.sequence)
             if generation.failures >= MAX_FAILURES:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from myllm.engine import open_engine
+from myllm.engine.context import Context
 from myllm.errors import BadDataError, ContextOverflowError
 from myllm.protocol import GenRequest, LoadOptions
 
@@ -258,3 +259,36 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     path.write_text("not a model")
     with pytest.raises(BadDataError, match="cannot load"):
         Harness(path)
+
+
+def test_a_failed_decode_is_tried_again_and_costs_nobody_an_answer(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = harness.run(QUESTIONS[0], max_tokens=6, sampling=GREEDY)[-1]["full_text"]
+    decode, codes = Context.decode, iter([0, 0, -3])
+    monkeypatch.setattr(Context, "decode", lambda context, batch: next(codes, 0) or decode(context, batch))
+    assert harness.run(QUESTIONS[0], max_tokens=6, sampling=GREEDY)[-1]["full_text"] == expected
+
+
+def test_who_finished_before_a_failure_in_the_same_step_is_left_alone(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With isolated sequences a step has several batches; a later one fails for good."""
+    isolated = Harness(smollm2_path, threads=2, flash_attn="off")
+    decode = Context.decode
+    monkeypatch.setattr(Context, "decode", lambda c, b: -3 if b.struct.n_tokens >= 100 else decode(c, b))
+    isolated.submit(0, QUESTIONS[0], max_tokens=1, sampling=GREEDY)
+    isolated.submit(1, "word " * 200, max_tokens=1, sampling=GREEDY)
+    answers = isolated.gather(2)
+    assert answers[0][-1]["finish_reason"] == "length"
+    assert answers[1][-1]["error"]["code"] == "internal"
+    isolated.engine.close()
+
+
+def test_a_bug_before_a_request_is_in_flight_is_told_and_the_engine_lives(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr("myllm.engine.engine.make_sampler", lambda *_: 1 / 0)
+        assert harness.run(QUESTIONS[0], max_tokens=2)[-1]["error"]["code"] == "internal"
+    assert harness.run(QUESTIONS[0], max_tokens=2)[-1]["finish_reason"] == "length"
