@@ -257,6 +257,54 @@ class GenRequest:
         return [{"role": "system", "content": self.system}, *messages] if self.system else messages
 
 
+POOLS: Final = ("none", "mean")
+EMBED_OVERFLOW: Final = ("split", "error")
+PURPOSES: Final = ("query", "document")
+MAX_TEXTS: Final = 256
+"""Texts in one embed request."""
+
+
+@dataclass(eq=False, repr=False)
+class EmbedRequest:
+    """Texts to turn into vectors; None means "the model's own".
+
+    `window` is the most tokens of a text that one vector stands for, the model's own tokens around it
+    included; a longer text is cut into windows that share `overlap` tokens, each an `item` event with
+    `chunk` 0, 1, …, or is refused where `on_overflow` is `error`. `pool` `mean` gives one vector a
+    text: the mean of its windows' vectors, weighted by their tokens. `purpose` puts the prefix in
+    front that the model wants for a query or a document. Without `cache` nothing is looked up or kept.
+
+    Events, in any order of items:
+    `{"item":0,"chunk":0,"start":0,"end":812,"tokens":201,"embedding":"<base64>","cached":false}`
+    with `item` an index into `texts`, `start` and `end` in characters of the text, `embedding` float32
+    little-endian of norm 1; `{"item":1,"error":{…}}` for a text that has none; then a done event.
+    """
+
+    id: int | None = None
+    texts: list[str] = field(default_factory=list)
+    window: int | None = None
+    overlap: int = 0
+    pool: str = "none"
+    purpose: str | None = None
+    on_overflow: str = "split"
+    cache: bool = True
+    deadline_ms: float | None = None
+    priority: int = 0
+
+    @classmethod
+    def parse(cls, message: Message) -> EmbedRequest:
+        """Checks a wire message field by field. Raises UsageError naming the first bad one."""
+        request = cls()
+        for name, check in _EMBED_CHECKS.items():
+            if message.get(name) is not None:
+                setattr(request, name, check(name, message[name]))
+        if not request.texts:
+            raise UsageError("texts: expected a list of strings")
+        if request.window is not None and request.overlap >= request.window:
+            raise UsageError(f"overlap: {request.overlap} tokens, and the window holds {request.window}")
+        return request
+
+
 def _number(name: str, value: Any, parameter: Parameter) -> float:
     expected = f"{name}: expected {'a whole number' if parameter.kind is int else 'a number'}"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -285,10 +333,19 @@ def _flag(name: str, value: Any) -> bool:
     return value
 
 
-def _overflow(name: str, value: Any) -> str:
-    if value not in OVERFLOW:
-        raise UsageError(f"{name}: expected one of {', '.join(OVERFLOW)}, not {value!r:.80}")
-    return str(value)
+def _one_of(choices: tuple[str, ...]) -> Any:
+    def check(name: str, value: Any) -> str:
+        if value not in choices:
+            raise UsageError(f"{name}: expected one of {', '.join(choices)}, not {value!r:.80}")
+        return str(value)
+
+    return check
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_TEXTS:
+        raise UsageError(f"{name}: expected a list of 1 to {MAX_TEXTS} strings")
+    return [_text(f"{name}[{index}]", text) for index, text in enumerate(value)]
 
 
 def _stop(name: str, value: Any) -> list[str]:
@@ -318,6 +375,7 @@ def _logit_bias(name: str, value: Any) -> dict[str, float]:
     return {str(token): _number(f"{name}[{token}]", bias, parameter) for token, bias in value.items()}
 
 
+_DEADLINE: Final = Parameter(float, 0, 1e12, 0)
 _CHECKS: Final[Mapping[str, Any]] = {
     "id": _integer(0, 2**53),
     "prompt": _text,
@@ -330,11 +388,24 @@ _CHECKS: Final[Mapping[str, Any]] = {
     "stop": _stop,
     "ignore_eos": _flag,
     "logprobs": _integer(0, 20),
-    "on_overflow": _overflow,
-    "deadline_ms": lambda name, value: _number(name, value, Parameter(float, 0, 1e12, 0)),
+    "on_overflow": _one_of(OVERFLOW),
+    "deadline_ms": lambda name, value: _number(name, value, _DEADLINE),
     "priority": _integer(0, 19),
     "stream": _flag,
     "logit_bias": _logit_bias,
+}
+
+_EMBED_CHECKS: Final[Mapping[str, Any]] = {
+    "id": _CHECKS["id"],
+    "texts": _texts,
+    "window": _integer(1, 2**24),
+    "overlap": _integer(0, 2**24),
+    "pool": _one_of(POOLS),
+    "purpose": _one_of(PURPOSES),
+    "on_overflow": _one_of(EMBED_OVERFLOW),
+    "cache": _flag,
+    "deadline_ms": _CHECKS["deadline_ms"],
+    "priority": _CHECKS["priority"],
 }
 
 
