@@ -228,7 +228,10 @@ class Scheduler:
 
     def _prefill(self, rows: int) -> list[Chunk]:
         """Chunks of the sequences that lack more than one token, short ones first, within the budget."""
-        budget = self.prefill_budget.tokens(rows, self.space.prompt_room(rows))
+        room = self.space.prompt_room(rows)
+        # A pace is kept for people. Where all are a batch, whoever joins sooner makes the steps fuller.
+        patient = rows and all(s.priority for s in self.active)
+        budget = room if patient else self.prefill_budget.tokens(rows, room)
         chunks = []
         prefilling = [s for s in self.active if s.n_missing > 1]
         for sequence in sorted(

@@ -248,6 +248,14 @@ def test_a_crowd_of_short_batch_requests_gets_streams_and_the_pool_returns_for_a
     assert sorted(run.finished) == [*range(40), 99]
 
 
+def test_a_crowd_takes_its_prompts_in_at_once_and_then_decodes_in_full_steps() -> None:
+    run = simulation(max_cells=16384)
+    for order in range(64):
+        run.scheduler.submit(sequence(order, [order] * 20, 30, priority=1))
+    steps = [run.step() for _ in range(6)]
+    assert (steps[-1].rows, steps[-1].prompt_tokens) == (64, 0)
+
+
 @pytest.mark.parametrize(
     ("prompt", "answer", "priority"),
     [([7] * 20, 30, 0), ([7] * 300, 30, 1), ([7] * 20, 1000, 1), (list(range(100)), 30, 1)],
