@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from myllm.models.registry import Registry
 from myllm.settings import load
 
 ROOT = Path(__file__).parent.parent
+
+# Where the tests run as a shell's background job, SIGINT is ignored, and the commands they start would
+# inherit that; a handler here gives them the default again.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
