@@ -125,9 +125,8 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
         return shaped.record(event)
 
     try:
-        run = _embed(
-            streams, configured, request, _source(streams, files, values), record, values["progress"]
-        )
+        source = _source(streams, files, values)
+        run = _embed(streams, configured, request, source, record, values["progress"], shaped.in_order)
     finally:
         shaped.close()
     if values["verbose"]:

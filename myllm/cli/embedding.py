@@ -161,7 +161,7 @@ class Run:
         try:
             self._client.send(base | {"id": number, "texts": [text for _, text in group]})
         except MyllmError as error:
-            if error.code != "unavailable" and self._groups.pop(number, None):
+            if error.code != "unavailable" and self._groups.pop(number, []):
                 for job, _ in group:
                     self._news.put(Failed(job, error.to_wire()))
             # else the listener sees that the connection is gone, after the answers that came before
