@@ -15,6 +15,8 @@ import orjson
 import pytest
 
 from myllm.cli import myllm
+from myllm.cli.documents import texts
+from myllm.cli.embedding import Run
 from myllm.cli.similar import Nearest
 from myllm.errors import ContextOverflowError, MyllmError, NotFoundError
 from myllm.protocol import EmbedRequest, MessageReader, encode, hello
@@ -233,3 +235,26 @@ def test_blocks_do_not_change_the_nearest() -> None:
         nearest.offer(vector, b"%d" % number)
     cosines = vectors @ vectors[3] / np.linalg.norm(vectors, axis=1)
     assert [int(line) for _, line in nearest.best()] == np.argsort(-cosines)[:5].tolist()
+
+
+def test_what_has_arrived_goes_out_before_more_is_waited_for(requests: list[dict[str, Any]]) -> None:
+    ours, theirs = socket.socketpair()
+    threading.Thread(target=serve, args=(theirs, requests), daemon=True).start()
+    written = threading.Event()
+    in_time: list[bool] = []
+
+    def slow() -> Iterator[bytes]:
+        yield b"one\n"
+        in_time.append(written.wait(5))
+        yield b"two\n"
+
+    with Client(ours) as client:
+        run = Run(client, orjson.dumps, lambda data: written.set())
+        run.run(
+            {"op": "embed"},
+            lambda idle: texts(slow(), "lines", None, "stdin", idle),
+            preparing=lambda event: None,
+            note=print,
+        )
+    assert in_time == [True]
+    assert run.n_texts == 2
