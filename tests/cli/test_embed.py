@@ -239,7 +239,8 @@ def test_blocks_do_not_change_the_nearest() -> None:
 
 def test_what_has_arrived_goes_out_before_more_is_waited_for(requests: list[dict[str, Any]]) -> None:
     ours, theirs = socket.socketpair()
-    threading.Thread(target=serve, args=(theirs, requests), daemon=True).start()
+    server = threading.Thread(target=serve, args=(theirs, requests), daemon=True)
+    server.start()
     written = threading.Event()
     in_time: list[bool] = []
 
@@ -256,5 +257,7 @@ def test_what_has_arrived_goes_out_before_more_is_waited_for(requests: list[dict
             preparing=lambda event: None,
             note=print,
         )
+    server.join(5)
+    theirs.close()
     assert in_time == [True]
     assert run.n_texts == 2
