@@ -42,7 +42,7 @@ def imported_by(*arguments: str) -> set[str]:
     return set(ended.stderr.split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["gen", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["gen", "--help"], ["embed", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     modules = imported_by(*arguments)
     assert "myllm.cli" in modules

@@ -14,6 +14,7 @@ import click
 from myllm.cli.console import Streams
 
 COMMANDS: Final[Mapping[str, str]] = {
+    "embed": "Turn text into vectors.",
     "gen": "Generate text from a prompt, or from many.",
     "models": "List, pull, add and remove models; no word lists them.",
 }

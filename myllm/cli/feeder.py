@@ -86,7 +86,7 @@ class Window:
     def acquire(self, size: int) -> None:
         """Waits for room for a record of `size` bytes; one alone always has room."""
         with self._changed:
-            self._changed.wait_for(lambda: self._has_room(size))
+            self._changed.wait_for(lambda: self.has_room(size))
             self._held_records += 1
             self._held_size += size
 
@@ -97,7 +97,8 @@ class Window:
             self._held_size -= size
             self._changed.notify()
 
-    def _has_room(self, size: int) -> bool:
+    def has_room(self, size: int) -> bool:
+        """Whether `acquire` would not wait."""
         if not self._held_records:
             return True
         return self._held_records < self._records and self._held_size + size <= self._size

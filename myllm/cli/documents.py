@@ -1,0 +1,113 @@
+"""What `embed` reads: bytes of one input → its texts, one a document, line or record.
+
+Owns what `auto` means there and which keys a text's record keeps. Must not know requests or vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+from myllm.cli.inputs import MAX_INPUT
+from myllm.cli.records import (
+    BOM,
+    Line,
+    Record,
+    RecordError,
+    Skipped,
+    looks_like_jsonl,
+    parse_jsonl,
+    parse_text,
+    record_lines,
+)
+from myllm.errors import BadDataError
+from myllm.protocol import MAX_LINE
+
+OURS: Final = frozenset({"embedding", "chunk", "start", "end", "tokens", "dimensions", "cached", "row"})
+"""Keys of our own records that are not passed on from an input record."""
+
+
+class Text(NamedTuple):
+    """A text to embed, or why there is none; `size` in bytes of its input."""
+
+    own: dict[str, Any]
+    size: int
+    text: str | None = None
+    error: dict[str, str] | None = None
+
+
+def texts(
+    chunks: Iterable[bytes], mode: str, field: str | None, name: str, idle: Callable[[], None]
+) -> Iterator[Text]:
+    """The texts of one input. `idle` is called before each wait for more of it. Raises BadDataError."""
+    chunks = iter(_announced(chunks, idle))
+    if mode == "auto":
+        head, mode = _detect(chunks)
+        chunks = chain([head], chunks)
+    if mode == "text":
+        yield _document(chunks, name)
+        return
+    for line in record_lines(chunks):
+        if (text := _text(line, mode, field)) is not None:
+            yield text
+
+
+def _announced(chunks: Iterable[bytes], idle: Callable[[], None]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        idle()  # all that the chunk completed has been taken
+
+
+def _detect(chunks: Iterator[bytes]) -> tuple[bytes, str]:
+    """What had to be read to know, and the mode: jsonl where the first line is an object."""
+    held = bytearray()
+    for chunk in chunks:
+        held += chunk
+        if b"\n" in held.lstrip() or len(held) > MAX_LINE:
+            break
+    first = bytes(held).removeprefix(BOM).lstrip().partition(b"\n")[0]
+    is_jsonl = bool(first) and looks_like_jsonl(Line(first, len(first) > MAX_LINE))
+    return bytes(held), "jsonl" if is_jsonl else "text"
+
+
+def _document(chunks: Iterable[bytes], name: str) -> Text:
+    """All of an input as one text, unchanged but for a byte order mark. Raises BadDataError."""
+    held = bytearray()
+    for chunk in chunks:
+        held += chunk
+        if len(held) > MAX_INPUT:
+            raise BadDataError(f"{name}: more than {MAX_INPUT:,} bytes in one document; split it first")
+    data = bytes(held)
+    try:
+        return Text({}, len(data), data.removeprefix(BOM).decode())
+    except UnicodeDecodeError as error:
+        raise BadDataError(
+            f"{name}: not UTF-8 at byte {error.start:,}; convert it first, say with iconv"
+        ) from error
+
+
+def _text(line: Line, mode: str, field: str | None) -> Text | None:
+    size = len(line.data)
+    try:
+        if line.too_long:
+            raise RecordError(f"line: longer than {MAX_LINE:,} bytes; split it, or give --input text")
+        record = parse_jsonl(line.data, field) if mode == "jsonl" else parse_text(line.data)
+    except RecordError as error:
+        return Text(_kept(error.own), size, error=error.to_wire())
+    if isinstance(record, Skipped):
+        return None
+    own = _kept(record.own)
+    if record.upstream_error is not None:
+        return Text(own, size, error=record.upstream_error)
+    return Text(own, size, record.text if record.text is not None else _spoken(record))
+
+
+def _kept(own: Any) -> dict[str, Any]:
+    return {key: value for key, value in own.items() if key not in OURS}
+
+
+def _spoken(record: Record) -> str:
+    """What is said in a conversation, a line a message."""
+    contents = (message.get("content") for message in record.messages or [] if isinstance(message, dict))
+    return "\n".join(content for content in contents if isinstance(content, str))

@@ -1,0 +1,249 @@
+"""`myllm embed`: options → texts → vectors on stdout, or the texts nearest to one.
+
+Owns what the options of `embed` mean together. Must not know how a text becomes a vector.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from myllm.cli import options
+from myllm.cli.console import CHUNK, Streams, visible_json
+from myllm.cli.progress import Progress
+from myllm.errors import IOFailureError, MyllmError, NotFoundError, UsageError
+from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES, EmbedRequest
+
+if TYPE_CHECKING:
+    from myllm.cli.documents import Text
+    from myllm.cli.embedding import Run
+    from myllm.settings import Settings
+
+DEFAULT: Final = "minilm"
+MODES: Final = ("auto", "text", "lines", "jsonl")
+FORMATS: Final = ("json", "base64", "hex", "npy")
+AWAITED: Final = "text on stdin; end it with Ctrl-D"
+PATIENT: Final = 1
+"""The priority of embeddings: whoever waits at a terminal comes first."""
+EPILOG = """\b
+Examples:
+  myllm embed < report.txt > vectors.jsonl
+  myllm embed --pool mean *.md > documents.jsonl
+  myllm embed --input lines --format npy --out vectors.npy < sentences.txt > ids.jsonl
+  myllm embed --similar-to 'pipes' -k 3 < vectors.jsonl
+
+\b
+Exit status: 0 done; 1 some texts failed; 2 usage; 65 bad data; 66 no such
+model or file; 67 a text does not fit the window; 69 the model's process is
+gone; 74 I/O; 78 configuration. See `man myllm`.
+"""
+
+
+@click.command("embed", epilog=EPILOG, short_help="Turn text into vectors.")
+@click.argument("files", nargs=-1, type=click.Path())
+@options.model_option(DEFAULT)
+@click.option(
+    "--input",
+    "input_mode",
+    type=click.Choice(MODES),
+    default="auto",
+    show_default=True,
+    help="What is read. auto: JSONL if the first line is a JSON object, else one document.",
+)
+@click.option(
+    "--field",
+    metavar="NAME",
+    help="Key of a JSONL record's text.  [default: the first of text, prompt, content, full_text, input]",
+)
+@click.option(
+    "--window", type=click.INT, metavar="N", help="Tokens a vector, at most.  [default: the model's]"
+)
+@click.option("--overlap", type=click.INT, default=0, metavar="N", help="Tokens that windows share.")
+@click.option(
+    "--pool",
+    type=click.Choice(POOLS),
+    default="none",
+    show_default=True,
+    help="mean: one vector a text, of all its windows.",
+)
+@click.option(
+    "--as", "purpose", type=click.Choice(PURPOSES), help="Put the prefix in front that the model wants."
+)
+@click.option(
+    "--on-overflow",
+    type=click.Choice(EMBED_OVERFLOW),
+    default="split",
+    show_default=True,
+    help="A text over the window: cut it into windows, or refuse it (exit 67).",
+)
+@click.option(
+    "--format", "notation", type=click.Choice(FORMATS), default="json", show_default=True, help="Of vectors."
+)
+@click.option(
+    "--out", type=click.Path(), metavar="FILE", help="Where --format npy goes; stdout gets the records."
+)
+@click.option(
+    "--dimensions", type=click.IntRange(1), metavar="N", help="Cut vectors to N numbers, of norm 1 again."
+)
+@click.option("--no-cache", is_flag=True, help="Look nothing up, and keep nothing.")
+@click.option(
+    "--similar-to", metavar="TEXT", help="Write the records nearest to TEXT, best first, with score."
+)
+@click.option(
+    "-k", "nearest", type=click.IntRange(1), default=10, show_default=True, help="How many of them."
+)
+@options.loading_options
+@options.progress_option
+@click.option("-v", "--verbose", is_flag=True, help="A line of statistics on stderr.")
+@click.pass_obj
+def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
+    """Turn FILES, or stdin, into vectors: one record a text, or a window of a longer one.
+
+    A text over the model's window is cut, never truncated; start and end say where in it a window is, in
+    characters. Records keep their own keys. --similar-to reads texts, or records that embed has written.
+    """
+    from myllm import settings
+    from myllm.cli.vectors import writer
+
+    configured = settings.load()
+    model = values["model"] or configured.default_embed_model or DEFAULT
+    request = _request(model, values)
+    if not files and streams.stdin_is_terminal:
+        raise UsageError("nothing to embed: give FILES, or pipe text in")
+    if values["similar_to"] is not None:
+        return _similar(streams, configured, request, files, values)
+    shaped = writer(values["notation"], values["out"], values["dimensions"])
+    started = time.monotonic()
+
+    def record(event: dict[str, Any]) -> bytes:
+        if "embedding" in event:
+            event["model"] = model
+        return shaped.record(event)
+
+    try:
+        source = _source(streams, files, values)
+        run = _embed(streams, configured, request, source, record, values["progress"], shaped.in_order)
+    finally:
+        shaped.close()
+    if values["verbose"]:
+        streams.note(_statistics(run, model, time.monotonic() - started))
+    return _conclude(streams, run)
+
+
+def _embed(
+    streams: Streams,
+    configured: Settings,
+    request: dict[str, Any],
+    source: Callable[[Callable[[], None]], Iterator[Text]],
+    record: Callable[[dict[str, Any]], bytes],
+    wanted: bool | None,
+    in_order: Callable[[bytes], bytes] = bytes,
+) -> Run:
+    """Embeds all of `source`, its records going to stdout."""
+    from myllm.cli.embedding import Run
+    from myllm.runtime import connect
+
+    escapes = streams.stdout_is_terminal
+    progress = Progress(streams, wanted)
+
+    def write(data: bytes) -> None:
+        data = in_order(data)
+        streams.write(visible_json(data) if escapes else data)
+
+    with connect(configured) as client:
+        run = Run(client, record, write)
+        try:
+            run.run(
+                request, source, preparing=progress.preparing, note=streams.note, advanced=progress.records
+            )
+        finally:
+            progress.close()
+    return run
+
+
+def _request(model: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The request without its texts. Raises UsageError for a value out of range."""
+    from myllm.models.names import is_path
+
+    if is_path(model):
+        model = os.path.abspath(os.path.expanduser(model))  # noqa: PTH100, PTH111 — as in gen
+    request: dict[str, Any] = {"op": "embed", "model": model, "priority": PATIENT}
+    if loading := options.load_options(values):
+        request["options"] = loading
+    for name in ("window", "purpose"):
+        if values[name] is not None:
+            request[name] = values[name]
+    request |= {name: values[name] for name in ("overlap", "pool", "on_overflow")}
+    if values["no_cache"]:
+        request["cache"] = False
+    EmbedRequest.parse(request | {"texts": [""]})
+    return request
+
+
+def _source(
+    streams: Streams, files: tuple[str, ...], values: dict[str, Any]
+) -> Callable[[Callable[[], None]], Iterator[Text]]:
+    """The texts of all files, each record with its `path`, or of stdin."""
+    from myllm.cli.documents import texts
+
+    def source(idle: Callable[[], None]) -> Iterator[Text]:
+        mode, field = values["input_mode"], values["field"]
+        if not files:
+            yield from texts(streams.chunks(AWAITED), mode, field, "stdin", idle)
+        for file in files:
+            for text in texts(_chunks(file), mode, field, file, idle):
+                yield text._replace(own=text.own | {"path": file})
+
+    return source
+
+
+def _chunks(file: str) -> Iterator[bytes]:
+    try:
+        with open(file, "rb") as opened:
+            while data := opened.read(CHUNK):
+                yield data
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{file}: no such file") from error
+    except OSError as error:
+        raise IOFailureError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _similar(
+    streams: Streams,
+    configured: Settings,
+    request: dict[str, Any],
+    files: tuple[str, ...],
+    values: dict[str, Any],
+) -> int:
+    from myllm.cli.similar import run_similar
+
+    def embed_texts(
+        source: Callable[[Callable[[], None]], Iterator[Text]], record: Callable[[dict[str, Any]], bytes]
+    ) -> Run:
+        return _embed(streams, configured, request, source, record, values["progress"])
+
+    chunks = (chunk for file in files for chunk in _chunks(file)) if files else streams.chunks(AWAITED)
+    return run_similar(streams, embed_texts, chunks, values)
+
+
+def _conclude(streams: Streams, run: Run) -> int:
+    """The exit status. Raises the error of a lone text."""
+    if not run.n_failed:
+        return 0
+    if run.n_texts == 1 and isinstance(run.first_error, MyllmError):
+        raise run.first_error
+    streams.note(f"{run.n_failed:,} of {run.n_texts:,} texts failed; each says why in its error")
+    return 1
+
+
+def _statistics(run: Run, model: str, seconds: float) -> str:
+    """`-v`'s one line."""
+    return (
+        f"{run.model or model}: {run.n_texts:,} texts ({run.n_cached:,} cached, {run.n_failed:,} failed), "
+        f"{run.n_vectors:,} vectors, {run.n_tokens:,} tokens in {seconds:.1f} s, "
+        f"{run.n_texts / seconds:.1f} texts/s"
+    )

@@ -1,0 +1,263 @@
+"""`embed` against a scripted Runtime that speaks the wire contract over a socketpair."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from myllm.cli import myllm
+from myllm.cli.documents import texts
+from myllm.cli.embedding import Run
+from myllm.cli.similar import Nearest
+from myllm.errors import ContextOverflowError, MyllmError, NotFoundError
+from myllm.protocol import EmbedRequest, MessageReader, encode, hello
+from myllm.runtime.client import Client
+
+Captured = Any
+
+
+def vector_of(text: str) -> list[float]:
+    raw = [byte - 127.5 for byte in hashlib.sha256(text.encode()).digest()[:4]]
+    norm = sum(x * x for x in raw) ** 0.5
+    return [x / norm for x in raw]
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(struct.pack("<4f", *vector_of(text))).decode()
+
+
+def serve(connection: socket.socket, requests: list[dict[str, Any]]) -> None:
+    """A window is 100 characters here; items are answered last first."""
+    reader = MessageReader()
+    connection.sendall(encode(hello("test")))
+    while data := connection.recv(65536):
+        for message in reader.feed(data):
+            if message.get("op") != "embed":
+                continue
+            requests.append(message)
+            request = EmbedRequest.parse(message)
+            for item, text in reversed(list(enumerate(request.texts))):
+                for event in items(request, text):
+                    connection.sendall(encode({"id": request.id, "item": item, **event}))
+            done = {"done": True, "model": "m", "dimensions": 4, "usage": {"cached_texts": 1}}
+            connection.sendall(encode({"id": request.id, **done}))
+
+
+def items(request: EmbedRequest, text: str) -> Iterator[dict[str, Any]]:
+    if len(text) > 100 and request.on_overflow == "error":
+        yield {"error": ContextOverflowError("text: too long").to_wire()}
+        return
+    for chunk, start in enumerate(range(0, max(len(text), 1), 100)):
+        part = text[start : start + 100]
+        where = {"chunk": chunk, "start": start, "end": start + len(part), "tokens": 3}
+        yield {**where, "embedding": encoded(part), "cached": False}
+
+
+@pytest.fixture
+def requests() -> list[dict[str, Any]]:
+    return []
+
+
+@pytest.fixture
+def embed(
+    monkeypatch: pytest.MonkeyPatch, captured: Callable[..., Captured], requests: list[dict[str, Any]]
+) -> Callable[..., tuple[int | MyllmError, list[dict[str, Any]], str]]:
+    """Runs `myllm embed`: exit status or error, records, stderr."""
+
+    def connect(settings: object) -> Client:
+        ours, theirs = socket.socketpair()
+        server = threading.Thread(target=serve, args=(theirs, requests), daemon=True)
+        server.start()
+
+        def close() -> None:
+            server.join(5)
+            theirs.close()
+
+        return Client(ours, close)
+
+    monkeypatch.setattr("myllm.runtime.connect", connect)
+
+    def run(*arguments: object, stdin: bytes = b"") -> tuple[int | MyllmError, list[dict[str, Any]], str]:
+        taken = captured(stdin)
+        try:
+            status = myllm.main(
+                ["embed", *map(str, arguments)], "myllm", standalone_mode=False, obj=taken.streams
+            )
+        except MyllmError as error:
+            status = error
+        return status, [orjson.loads(line) for line in taken.out.splitlines()], taken.err
+
+    return run
+
+
+Embed = Callable[..., tuple[Any, list[dict[str, Any]], str]]
+
+
+def test_stdin_is_one_document(embed: Embed) -> None:
+    status, (record,), _ = embed(stdin=b"hello\n")
+    assert status == 0
+    numbers = record.pop("embedding")
+    assert numbers == pytest.approx(vector_of("hello\n"), abs=1e-6)
+    assert record == {
+        "index": 0,
+        "chunk": 0,
+        "start": 0,
+        "end": 6,
+        "tokens": 3,
+        "dimensions": 4,
+        "model": "minilm",
+        "cached": False,
+    }
+
+
+def test_a_long_document_is_a_record_a_window(embed: Embed) -> None:
+    _, records, _ = embed(stdin=b"x" * 250)
+    assert [(r["index"], r["chunk"], r["start"], r["end"]) for r in records] == [
+        (0, 0, 0, 100),
+        (0, 1, 100, 200),
+        (0, 2, 200, 250),
+    ]
+
+
+def test_records_keep_order_and_their_own_keys(embed: Embed, requests: list[dict[str, Any]]) -> None:
+    lines = b"".join(b'{"text":"t%d","n":%d,"embedding":[1],"model":"x"}\n' % (n, n) for n in range(500))
+    status, records, _ = embed(stdin=lines)
+    assert status == 0
+    assert [record["n"] for record in records] == list(range(500))
+    assert [record["index"] for record in records] == list(range(500))
+    assert {record["model"] for record in records} == {"minilm"}
+    assert max(len(request["texts"]) for request in requests) == 64
+
+
+def test_more_lines_than_may_be_held(embed: Embed) -> None:
+    status, records, _ = embed("--input", "lines", stdin=b"line\n" * 5000)
+    assert status == 0
+    assert len(records) == 5000
+
+
+def test_a_bad_line_is_one_error_record(embed: Embed) -> None:
+    status, records, err = embed("--input", "jsonl", stdin=b'{"text":"a"}\nno\n{"text":"b"}\n')
+    assert status == 1
+    assert [record.get("error", {}).get("code") for record in records] == [None, "bad_data", None]
+    assert "1 of 3 texts failed" in err
+
+
+def test_a_lone_text_over_the_window_is_refused(embed: Embed) -> None:
+    error, (record,), _ = embed("--on-overflow", "error", stdin=b"x" * 200)
+    assert error.exit_status == 67
+    assert record["error"]["code"] == "context_overflow"
+
+
+def test_an_error_line_of_the_command_before_passes_on(embed: Embed) -> None:
+    lines = b'{"token":"x","done":false}\n{"done":true,"error":{"code":"deadline","message":"late"}}\n'
+    error, (record,), _ = embed(stdin=lines)
+    assert record["error"] == {"code": "deadline", "message": "late"}
+    assert error.code == "deadline"
+
+
+def test_files_are_documents_with_their_path(embed: Embed, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    _, records, _ = embed(tmp_path / "a", tmp_path / "b")
+    assert [(r["index"], r["path"]) for r in records] == [(0, f"{tmp_path}/a"), (1, f"{tmp_path}/b")]
+
+
+def test_a_file_that_is_not_there(embed: Embed, tmp_path: Path) -> None:
+    error, _, _ = embed(tmp_path / "missing")
+    assert isinstance(error, NotFoundError)
+
+
+@pytest.mark.parametrize("notation", ["base64", "hex"])
+def test_other_notations_hold_the_same_numbers(embed: Embed, notation: str) -> None:
+    _, (record,), _ = embed("--format", notation, stdin=b"hello")
+    text = record["embedding"]
+    raw = base64.b64decode(text) if notation == "base64" else bytes.fromhex(text)
+    assert struct.unpack("<4f", raw) == pytest.approx(vector_of("hello"), abs=1e-6)
+    assert record["dimensions"] == 4
+
+
+def test_npy_is_a_matrix_with_its_records_beside_it(embed: Embed, tmp_path: Path) -> None:
+    import numpy as np
+
+    out = tmp_path / "v.npy"
+    _, records, _ = embed("--input", "lines", "--format", "npy", "--out", out, stdin=b"a\nb\nc\n")
+    assert np.load(out) == pytest.approx(np.array([vector_of(text) for text in "abc"]), abs=1e-6)
+    assert [record["row"] for record in records] == [0, 1, 2]
+
+
+def test_fewer_dimensions_have_norm_one(embed: Embed) -> None:
+    _, (record,), _ = embed("--dimensions", 2, stdin=b"hello")
+    assert len(record["embedding"]) == record["dimensions"] == 2
+    assert sum(x * x for x in record["embedding"]) == pytest.approx(1)
+    error, *_ = embed("--dimensions", 5, stdin=b"hello")
+    assert error.exit_status == 2
+
+
+def test_the_nearest_of_texts_and_of_stored_vectors(embed: Embed) -> None:
+    lines = b"".join(b'{"text":"t%d","n":%d}\n' % (n, n) for n in range(50))
+    expected = sorted(
+        range(50), key=lambda n: -sum(a * b for a, b in zip(vector_of("t7"), vector_of(f"t{n}"), strict=True))
+    )[:3]
+    assert expected[0] == 7
+    _, from_texts, _ = embed("--similar-to", "t7", "-k", 3, stdin=lines)
+    assert [record["n"] for record in from_texts] == expected
+    assert from_texts[0]["score"] == pytest.approx(1, abs=1e-5)
+    for notation in ("json", "base64", "hex"):
+        _, records, _ = embed("--format", notation, stdin=lines)
+        stored = b"".join(orjson.dumps(record) + b"\n" for record in records)
+        _, from_vectors, _ = embed("--similar-to", "t7", "-k", 3, stdin=stored)
+        assert [record["n"] for record in from_vectors] == expected
+        assert "embedding" not in from_vectors[0]
+
+
+def test_vectors_of_another_length_are_error_records(embed: Embed) -> None:
+    stored = b'{"embedding":[1,0,0,0]}\n{"embedding":[1,0]}\n'
+    status, records, _ = embed("--similar-to", "x", stdin=stored)
+    assert status == 1
+    assert [("error" in record, "score" in record) for record in records] == [(True, False), (False, True)]
+
+
+def test_blocks_do_not_change_the_nearest() -> None:
+    import numpy as np
+
+    vectors = np.random.default_rng(1).normal(size=(5000, 8)).astype(np.float32)
+    nearest = Nearest(vectors[3] / np.linalg.norm(vectors[3]), 5)
+    for number, vector in enumerate(vectors):
+        nearest.offer(vector, b"%d" % number)
+    cosines = vectors @ vectors[3] / np.linalg.norm(vectors, axis=1)
+    assert [int(line) for _, line in nearest.best()] == np.argsort(-cosines)[:5].tolist()
+
+
+def test_what_has_arrived_goes_out_before_more_is_waited_for(requests: list[dict[str, Any]]) -> None:
+    ours, theirs = socket.socketpair()
+    server = threading.Thread(target=serve, args=(theirs, requests), daemon=True)
+    server.start()
+    written = threading.Event()
+    in_time: list[bool] = []
+
+    def slow() -> Iterator[bytes]:
+        yield b"one\n"
+        in_time.append(written.wait(5))
+        yield b"two\n"
+
+    with Client(ours) as client:
+        run = Run(client, orjson.dumps, lambda data: written.set())
+        run.run(
+            {"op": "embed"},
+            lambda idle: texts(slow(), "lines", None, "stdin", idle),
+            preparing=lambda event: None,
+            note=print,
+        )
+    server.join(5)
+    theirs.close()
+    assert in_time == [True]
+    assert run.n_texts == 2
