@@ -145,7 +145,9 @@ def _embed(
 ) -> Run:
     """Embeds all of `source`, its records going to stdout."""
     from myllm.cli.embedding import Run
+    from myllm.paths import cache_dir
     from myllm.runtime import connect
+    from myllm.storage.embedding_cache import cache_file
 
     escapes = streams.stdout_is_terminal
     progress = Progress(streams, wanted)
@@ -154,7 +156,8 @@ def _embed(
         data = in_order(data)
         streams.write(visible_json(data) if escapes else data)
 
-    with connect(configured) as client:
+    # Where there is a cache, perhaps no worker is needed; else it starts before anything else.
+    with connect(configured, spare=not cache_file(cache_dir()).exists()) as client:
         run = Run(client, record, write)
         try:
             run.run(

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from myllm.protocol import GenRequest, LoadOptions, Message
+from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message
+
+if TYPE_CHECKING:
+    from myllm.engine.embedding import Piece
 
 Emit = Callable[[list[Message]], None]
 """Takes the events of one step at once, each with its request's `id`; called from the engine's thread."""
@@ -40,6 +43,10 @@ class Tokenizer(Protocol):
         """Whether a prompt begins with `bos`."""
 
     @property
+    def closing(self) -> int | None:
+        """The token that a text to embed ends with, where the model wants one."""
+
+    @property
     def max_piece_bytes(self) -> int:
         """No token stands for more bytes of text than this: a text's bytes over it bound its tokens below."""
 
@@ -59,6 +66,10 @@ class Engine(Protocol):
     def window(self) -> int:
         """The most tokens one sequence may have, prompt and answer together."""
 
+    @property
+    def embed_window(self) -> int:
+        """The most tokens of a text that one vector can stand for."""
+
     def submit(
         self,
         request: GenRequest,
@@ -71,6 +82,11 @@ class Engine(Protocol):
 
         Its events, up to exactly one done event, come through the `Emit` the engine was opened with.
         Deadline and timings count from `arrived`, a moment of `time.monotonic`; None means now.
+        """
+
+    def embed(self, request: EmbedRequest, texts: list[list[Piece]], *, arrived: float | None = None) -> None:
+        """Takes in texts as windows of tokens, the model's own tokens included; an empty list of windows is
+        a text answered already. Thread-safe, returns at once; its events come as a generation's do.
         """
 
     def cancel(self, request_id: int) -> None:

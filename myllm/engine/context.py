@@ -131,6 +131,12 @@ class Batch:
     def clear(self) -> None:
         self.struct.n_tokens = 0
 
+    def add_whole(self, tokens: Sequence[int], slot: int) -> None:
+        """Appends a whole sequence, every token with its output, as embeddings want it."""
+        first: int = self.struct.n_tokens
+        self.add(tokens, 0, slot, output=True)
+        self._output[first : self.struct.n_tokens] = True
+
     def add(self, tokens: Sequence[int], start: int, slot: int, *, output: bool) -> int:
         """Appends `tokens` at positions `start…` of `slot`; `output` asks for the last one's logits.
 

@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 
 from myllm.engine import llama
 from myllm.engine.context import Batch, Context
+from myllm.engine.embed_queue import EmbedQueue
+from myllm.engine.embedder import Embedder
+from myllm.engine.embedding import Piece
 from myllm.engine.generation import Generation, Times
 from myllm.engine.layout import choose_layout
 from myllm.engine.llama import Model
@@ -31,12 +34,16 @@ from myllm.engine.sequence import Sequence
 from myllm.engine.space import round_up
 from myllm.engine.text import TextStream
 from myllm.errors import BadDataError, ContextOverflowError, InternalError, MyllmError
-from myllm.protocol import MAX_SEED, GenRequest, LoadOptions, Message, error_event, tagged
+from myllm.protocol import MAX_SEED, EmbedRequest, GenRequest, LoadOptions, Message, error_event, tagged
 
 Emit = Callable[[list[Message]], None]
 
 BATCH = 512
 """Tokens in a step at most; more does not prefill faster on a CPU and delays cancellations."""
+EMBED_WINDOW = 8192
+"""Tokens of a text that are embedded at once, at most: its memory grows with the square of them."""
+EMBED_BESIDE = 128
+"""Tokens embedded between two steps of running sequences, so that these keep about their pace."""
 MAX_FAILURES = 2
 """Steps that may fail under a request before it is given up instead of started again."""
 
@@ -56,10 +63,10 @@ class LlamaEngine:
         """Starts the thread on a loaded model, which is the engine's own from now on.
 
         `recommended` are the sampling parameters that the model's file asks for. Raises BadDataError
-        for a model that cannot generate.
+        for a model that translates (T5).
         """
         if model.has_encoder or not model.has_decoder:
-            raise BadDataError("model: an encoder makes embeddings, not text; use `myllm embed`")
+            raise BadDataError("model: it has an encoder apart, which is not supported; use another model")
         self._model, self._options, self._emit, self._clock = model, options, emit, clock
         self._recommended = recommended
         self._layout = choose_layout(options, model)
@@ -69,6 +76,8 @@ class LlamaEngine:
         self._context: Context | None = None
         self._scheduler = Scheduler(self._layout.space, BATCH)
         self._generations: dict[int, Generation] = {}
+        self.embed_window = min(model.n_ctx_train, EMBED_WINDOW)
+        self._embeddings = EmbedQueue(self._open_embedder, self.embed_window, clock)
         self._arrivals = 0
         self._device = "gpu" if llama.lib.llama_supports_gpu_offload() else "cpu"
         self._seconds = {"decode": 0.0, "step": 0.0}
@@ -91,9 +100,18 @@ class LlamaEngine:
         times = Times(self._clock() if arrived is None else arrived)
         self._inbox.put(lambda: self._start(request, prompt, dropped_tokens, times))
 
+    def embed(self, request: EmbedRequest, texts: list[list[Piece]], *, arrived: float | None = None) -> None:
+        """Queues texts whose request's `id` is set. Returns at once."""
+        since = self._clock() if arrived is None else arrived
+        self._inbox.put(lambda: self._embeddings.start(request, texts, since))
+
     def cancel(self, request_id: int) -> None:
         """Ends a request at the next step with finish_reason `cancelled`; an unknown id is no error."""
-        self._inbox.put(lambda: self._finish_by_id(request_id, "cancelled"))
+        self._inbox.put(
+            lambda: (
+                self._finish_by_id(request_id, "cancelled") + self._embeddings.end(request_id, "cancelled")
+            )
+        )
 
     def status(self) -> Message:
         """Counts for people and benchmarks; cells and tokens are numbers, times are seconds."""
@@ -118,31 +136,39 @@ class LlamaEngine:
         self._inbox.put(None)
         self._thread.join()
         self._close_context()
+        self._embeddings.close()
         self._model.close()
 
     # ── the engine's thread ─────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
-        with suppress(MyllmError):  # for a first prompt of usual length, made while that is still rendered
-            self._grow(self._scheduler.space.target([BATCH]))
+        self._prepare()
         while True:
             try:
                 if not self._take_in():
                     return
-                self._emit_all(self._expire())
+                self._emit_all(self._expire() + self._embeddings.expire())
                 plan = self._scheduler.plan()
                 if plan.operations or plan.chunks or plan.grow_to:
                     self._emit_all(self._step(plan))
+                if self._embeddings:
+                    self._emit_all(self._embeddings.step(EMBED_BESIDE if plan.chunks else None))
             except MyllmError as error:
                 self._fail_all(error)
             except Exception as error:  # noqa: BLE001 - a bug costs the requests in flight, not the worker
                 traceback.print_exc(file=sys.stderr)
                 self._fail_all(InternalError(f"engine: {type(error).__name__}: {error}; please report it"))
 
+    def _prepare(self) -> None:
+        if self._model.is_encoder:
+            return
+        with suppress(MyllmError):  # for a first prompt of usual length, made while that is still rendered
+            self._grow(self._scheduler.space.target([BATCH]))
+
     def _take_in(self) -> bool:
         """Handles what came in; waits only while there is nothing to do. False ends the thread."""
         events: list[Message] = []
-        wait = not (self._scheduler.active or self._scheduler.waiting)
+        wait = not (self._scheduler.active or self._scheduler.waiting or self._embeddings)
         while True:
             try:
                 action = self._inbox.get(block=wait)
@@ -272,6 +298,8 @@ class LlamaEngine:
     def _new_generation(
         self, request: GenRequest, prompt: list[int], dropped_tokens: int, times: Times
     ) -> Generation:
+        if self._model.is_encoder:
+            raise BadDataError("model: it makes embeddings, not text; use `myllm embed`, or give another -m")
         if len(prompt) >= self.window:
             raise ContextOverflowError(
                 f"prompt: {len(prompt):,} tokens do not fit the window of {self.window:,}; shorten it"
@@ -340,9 +368,13 @@ class LlamaEngine:
 
     def _fail_all(self, error: MyllmError) -> None:
         """Everything in flight fails and the engine starts from an empty cache."""
-        self._emit_all([self._fail(generation, error) for generation in list(self._generations.values())])
+        failed = [self._fail(generation, error) for generation in list(self._generations.values())]
+        self._emit_all(failed + self._embeddings.fail_all(error))
         self._close_context()
         self._scheduler = Scheduler(self._layout.space, BATCH)
+
+    def _open_embedder(self) -> Embedder:
+        return Embedder(self._model, self.embed_window, self._layout.n_threads)
 
     def _close_context(self) -> None:
         if self._context:

@@ -6,6 +6,7 @@ in milliseconds. Must not know sockets, templates or llama.cpp.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -18,14 +19,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from myllm.engine import Emit, Progress
+from myllm.engine.embedding import Embedding, Piece
 from myllm.engine.generation import Generation, Times
 from myllm.engine.sequence import Sequence as SequenceOfTokens
 from myllm.engine.text import TextStream
 from myllm.errors import BadDataError, InternalError, NotFoundError
-from myllm.protocol import GenRequest, LoadOptions, Message, error_event, tagged
+from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message, error_event, tagged
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 """Control tokens; a token's id is its place here."""
@@ -69,7 +73,8 @@ class Script:
     """The keys of a `*.fake.json`.
 
     `tokens` are the pieces of every answer, which then stops; without them the answer repeats the
-    prompt token by token. Paces are in ms; all running requests advance by one token a step.
+    prompt token by token. A text's vector has `dimensions` numbers and depends on its words alone.
+    Paces are in ms; all running requests advance by one token a step.
     """
 
     tokens: list[str] | None = None
@@ -77,6 +82,7 @@ class Script:
     ms_per_token: float = 0
     load_ms: float = 0
     window: int = 4096
+    dimensions: int = 8
     parallel: int = 64
     template: str | None = CONTENTS_ONLY
     add_bos: bool = False
@@ -107,6 +113,7 @@ class WordTokenizer:
     bos, eos = 1, 2
     bos_text, eos_text = SPECIAL[bos], SPECIAL[eos]
     max_piece_bytes = 4 * 17
+    closing: int | None = None
 
     def __init__(self, *, add_bos: bool = False) -> None:
         self.add_bos = add_bos
@@ -163,6 +170,7 @@ class FakeEngine:
         self._waiting: list[Answer] = []
         self._running: list[Answer] = []
         self._cancelled: set[int | None] = set()
+        self._embeddings: list[Embedding] = []
         self._count = 0
         self._closing = False
         self._changed = threading.Condition()
@@ -195,6 +203,32 @@ class FakeEngine:
             self._waiting.append(Answer(self._count, pieces, deadline, generation))
             self._changed.notify()
 
+    @property
+    def embed_window(self) -> int:
+        return self.window
+
+    def embed(self, request: EmbedRequest, texts: list[list[Piece]], *, arrived: float | None = None) -> None:
+        now = time.monotonic() if arrived is None else arrived
+        with self._changed:
+            self._count += 1
+            fault = self._script.fault
+            if fault and fault.at == "token" and fault.request in (None, self._count):
+                fault.strike()
+            self._embeddings.append(Embedding(request, texts, now))
+            self._changed.notify()
+
+    def _embed(self) -> None:
+        """All windows of the requests that wait, each after its pace."""
+        with self._changed:
+            embeddings, self._embeddings = self._embeddings, []
+        for embedding in embeddings:
+            for window in embedding.windows():
+                if pause_ms := self._script.prompt_ms_per_token * len(window.tokens):
+                    time.sleep(pause_ms / 1000)
+                text = self.tokenizer.decode(window.tokens)
+                self._emit(embedding.take(window.item, window.chunk, _vector(text, self._script.dimensions)))
+            self._emit([embedding.closing(None, time.monotonic())])
+
     def cancel(self, request_id: int) -> None:
         with self._changed:
             if any(answer.generation.request.id == request_id for answer in (*self._running, *self._waiting)):
@@ -219,10 +253,13 @@ class FakeEngine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._running or self._closing)
+                self._changed.wait_for(
+                    lambda: self._waiting or self._running or self._embeddings or self._closing
+                )
                 if self._closing:
                     return
                 admitted = self._admit()
+            self._embed()
             self._pause(admitted)
             if events := self._step():
                 self._emit(events)
@@ -296,6 +333,11 @@ class FakeEngine:
             return
         if answer.said == fault.after_tokens:
             fault.strike()
+
+
+def _vector(text: str, dimensions: int) -> NDArray[np.float32]:
+    digest = hashlib.shake_256(text.encode()).digest(dimensions)
+    return np.frombuffer(digest, np.uint8).astype(np.float32) - 127.5
 
 
 def open_fake(path: Path, options: LoadOptions, emit: Emit, progress: Progress) -> FakeEngine:

@@ -87,6 +87,13 @@ class Tokenizer:
         self.bos = self._optional(lib.llama_vocab_bos(vocab))
         self.eos = self._optional(lib.llama_vocab_eos(vocab))
 
+    @cached_property
+    def closing(self) -> int | None:
+        """The token that a text to embed ends with, where the vocabulary asks for one."""
+        if lib.llama_vocab_get_add_sep(self._vocab):
+            return self._optional(lib.llama_vocab_sep(self._vocab))
+        return self.eos if lib.llama_vocab_get_add_eos(self._vocab) else None
+
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids of `text`; with `special`, the texts of control tokens become these tokens.
 
@@ -194,6 +201,10 @@ class Model:
             raise BadDataError(f"{path}: llama.cpp cannot load it; check it with `myllm models verify`")
         self.tokenizer = Tokenizer(lib.llama_model_get_vocab(self.pointer))
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self.pointer)
+        self.is_encoder = self._said("attention.causal") == "false"
+        """Whether every token sees all others (BERT): such a model makes vectors and no text."""
+        self.pooling: int | None = int(said) if (said := self._said("pooling_type")).isdigit() else None
+        """llama.cpp's number of how it pools (`enum llama_pooling_type`), where its file says so."""
         self.has_encoder = bool(lib.llama_model_has_encoder(self.pointer))
         self.has_decoder = bool(lib.llama_model_has_decoder(self.pointer))
         self.kv_values_per_token = 2 * self._kv_width() * lib.llama_model_n_layer(self.pointer)
@@ -201,6 +212,15 @@ class Model:
         self.is_recurrent = bool(
             lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer)
         )
+
+    def _said(self, key: str) -> str:
+        """A value of the file's metadata below its architecture's name; empty where there is none."""
+        buffer = ctypes.create_string_buffer(256)
+        if lib.llama_model_meta_val_str(self.pointer, b"general.architecture", buffer, len(buffer)) < 0:
+            return ""
+        name = b"%b.%b" % (buffer.value, key.encode())
+        found = lib.llama_model_meta_val_str(self.pointer, name, buffer, len(buffer)) >= 0
+        return buffer.value.decode("utf-8", "replace") if found else ""
 
     def _kv_width(self) -> int:
         heads = max(lib.llama_model_n_head(self.pointer), 1)

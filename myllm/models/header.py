@@ -14,7 +14,7 @@ from typing import Final
 from myllm.errors import BadDataError, UsageError
 from myllm.models.gguf_file import MAX_TEXT, GgufFile, Skipped, Value
 from myllm.models.gguf_format import FILE_TYPES, TENSOR_TYPES
-from myllm.protocol import KV_TYPES, SAMPLING
+from myllm.protocol import KV_TYPES, PURPOSES, SAMPLING
 
 POOLING_TYPES: Final = ("none", "mean", "cls", "last", "rank")
 """`{arch}.pooling_type` → name: enum llama_pooling_type in llama.h."""
@@ -99,6 +99,18 @@ class Header:
     def is_embedding_model(self) -> bool:
         """Whether it was made to embed and not to write."""
         return not self.causal or self.pooling_type not in (None, "none")
+
+    @property
+    def embedding_window(self) -> int | None:
+        """Tokens of a text that the model's maker says one vector should stand for; our own key."""
+        window = self.metadata.get("myllm.embedding.window")
+        return window if type(window) is int and window > 0 else None
+
+    @property
+    def embedding_prefixes(self) -> dict[str, str]:
+        """What the model wants in front of a `query` or a `document`, where it says so; our own keys."""
+        prefixes = {name: self.metadata.get(f"myllm.embedding.prefix.{name}") for name in PURPOSES}
+        return {name: prefix for name, prefix in prefixes.items() if isinstance(prefix, str)}
 
     def kv_bytes_per_token(self, kv_type: str = "f16") -> int:
         """Bytes of KV cache that one token takes: the sum over layers of keys and values.

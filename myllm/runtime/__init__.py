@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from myllm.settings import Settings
 
 
-def connect(settings: Settings) -> Client:
-    """A client of a Runtime of this command's own. Raises UnavailableError where no worker can be started."""
+def connect(settings: Settings, *, spare: bool = True) -> Client:
+    """A client of a Runtime of this command's own. Raises UnavailableError where no worker can be started.
+
+    Without `spare` a worker is started only when one is needed.
+    """
     from myllm.runtime.spawn import spawn
 
-    worker = spawn()  # first, so that its imports run beside ours
+    worker = spawn() if spare else None  # first, so that its imports run beside ours
     from myllm.runtime.cold import run_cold
 
     return run_cold(settings, worker)

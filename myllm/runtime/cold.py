@@ -19,7 +19,7 @@ CLOSE_WAIT: Final = 0.1
 """Seconds that closing waits for the worker's end; what is not over by then ends by itself."""
 
 
-def run_cold(settings: Settings, worker: WorkerProcess) -> Client:
+def run_cold(settings: Settings, worker: WorkerProcess | None) -> Client:
     """Starts the Runtime's thread; returns before it is up."""
     ours, theirs = socket.socketpair()
     thread = threading.Thread(target=_run, args=(settings, theirs, worker), name="runtime", daemon=True)
@@ -27,13 +27,13 @@ def run_cold(settings: Settings, worker: WorkerProcess) -> Client:
     return Client(ours, on_close=lambda: thread.join(CLOSE_WAIT))
 
 
-def _run(settings: Settings, connection: socket.socket, worker: WorkerProcess) -> None:
+def _run(settings: Settings, connection: socket.socket, worker: WorkerProcess | None) -> None:
     import asyncio
 
     asyncio.run(_serve(settings, connection, worker))
 
 
-async def _serve(settings: Settings, connection: socket.socket, worker: WorkerProcess) -> None:
+async def _serve(settings: Settings, connection: socket.socket, worker: WorkerProcess | None) -> None:
     import asyncio
 
     from myllm.runtime.connection import serve_connection

@@ -16,10 +16,11 @@ from typing import Any, Final
 
 from myllm.engine import Engine, open_engine
 from myllm.errors import BadDataError, InternalError, MyllmError, UnavailableError, UsageError
-from myllm.protocol import GenRequest, LoadOptions, Message, encode, error_event, tagged
+from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message, encode, error_event, tagged
+from myllm.runtime.embed_intake import windows_of
 from myllm.runtime.events import ended_early
 from myllm.runtime.outbox import Outbox
-from myllm.runtime.preparer import Preparer, read_model_file
+from myllm.runtime.preparer import ModelFile, Preparer, read_model_file
 
 DEEP_STACK: Final = 256 * 1024 * 1024
 """llama.cpp's tokenizer recurses on long runs (engine-notes §4); only what is touched takes memory."""
@@ -34,6 +35,7 @@ class Intake:
         self._outbox = outbox
         self._engine: Engine | None = None
         self._preparer: Preparer | None = None
+        self._about = ModelFile()
         self._arrivals: dict[int, float] = {}
         """Requests not yet with the engine: id → moment of arrival; a cancelled one is missing."""
         self._lock = threading.Lock()
@@ -47,10 +49,11 @@ class Intake:
         match message.get("op"):
             case "load":
                 self._jobs.put((self._load, message))
-            case "gen" | "count" as op:
+            case "gen" | "count" | "embed" as op:
                 with self._lock:
                     self._arrivals[_id(message)] = time.monotonic()
-                self._jobs.put((self._generate if op == "gen" else self._count, message))
+                jobs = {"gen": self._generate, "count": self._count, "embed": self._embed}
+                self._jobs.put((jobs[op], message))
             case "cancel":
                 self._cancel(_id(message))
             case "status":
@@ -85,7 +88,7 @@ class Intake:
     def _load(self, message: Message) -> None:
         options = LoadOptions.parse(message.get("options") or {})
         path = Path(message["path"])
-        about = read_model_file(path)
+        about = self._about = read_model_file(path)
         # First, so that the template's renderer starts beside the loading.
         self._preparer = Preparer(about.template, message["name"])
         self._engine = open_engine(path, options, self._send, self._progress(), about.sampling)
@@ -119,6 +122,16 @@ class Intake:
                 arrived=self._arrivals[request_id],
             )
             del self._arrivals[request_id]
+
+    def _embed(self, message: Message) -> None:
+        engine, _ = self._loaded()
+        request = EmbedRequest.parse(message)
+        texts, failures = windows_of(request, engine, self._about)
+        with self._lock:
+            arrived = self._arrivals.pop(message["id"], None)
+        if arrived is not None:
+            self._send(failures)
+            engine.embed(request, texts, arrived=arrived)
 
     def _count(self, message: Message) -> None:
         engine, preparer = self._loaded()

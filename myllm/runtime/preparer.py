@@ -24,10 +24,14 @@ MAX_TEMPLATES: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What a model's file says of itself: its chat template, and the sampling parameters it asks for."""
+    """What a model's file says of itself: its chat template, the sampling parameters it asks for, and of
+    an embedding model the usual window in tokens and the prefixes of queries and documents.
+    """
 
     template: str | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
+    window: int | None = None
+    prefixes: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_model_file(path: Path) -> ModelFile:
@@ -39,7 +43,7 @@ def read_model_file(path: Path) -> ModelFile:
     from myllm.models.gguf import read_header
 
     header = read_header(path)
-    return ModelFile(header.template, header.sampling)
+    return ModelFile(header.template, header.sampling, header.embedding_window, header.embedding_prefixes)
 
 
 class Preparer:

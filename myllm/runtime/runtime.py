@@ -7,11 +7,11 @@ serve`. Must not know sockets, click, HTTP or llama.cpp. Everything runs on one 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from myllm.errors import InternalError, MyllmError, UsageError
-from myllm.protocol import GenRequest, LoadOptions, Message
+from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message
 from myllm.runtime.call import Call
 from myllm.runtime.events import completed, ended_early
 from myllm.runtime.resolver import Resolver
@@ -23,10 +23,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from myllm.models.registry import Model, Registry
+    from myllm.runtime.embedding import Embeddings
     from myllm.settings import Settings
 
 DEFAULT_MODEL: Final = "smollm2"
 """What `gen` runs where nobody named a model (DESIGN.md §4)."""
+DEFAULT_EMBED_MODEL: Final = "minilm"
+
+Work = Callable[[Message, Call, float], Awaitable[None]]
+"""Takes a request with the moment of its arrival up to where a worker has it. Raises MyllmError."""
 
 
 class Runtime:
@@ -38,12 +43,15 @@ class Runtime:
         self._spare = spare
         self._workers: dict[tuple[Path, LoadOptions], Shared[Worker]] = {}
         self._running: set[Worker] = set()
+        self._embeddings: Embeddings | None = None
 
     def start(self, message: Message, call: Call) -> None:
         """Takes a request in; all that follows, at last one done event, goes to `call`."""
         match message.get("op"):
             case "gen" | "count":
-                self._begin(message, call)
+                self._begin(self._pass_on, message, call)
+            case "embed":
+                self._begin(self._embed, message, call)
             case "status":
                 call.finish({"done": True, "status": {"workers": [worker.pid for worker in self._running]}})
             case op:
@@ -56,7 +64,7 @@ class Runtime:
             self._spare = None
         await asyncio.gather(*(worker.close() for worker in list(self._running)))
 
-    def _begin(self, message: Message, call: Call) -> None:
+    def _begin(self, work: Work, message: Message, call: Call) -> None:
         loop = asyncio.get_running_loop()
         arrived = loop.time()
 
@@ -65,40 +73,64 @@ class Runtime:
             if task.cancelled():  # perhaps before it ran at all
                 call.finish(self._early("cancelled", arrived, call))
 
-        call.task = loop.create_task(self._answer(message, call, arrived))
+        call.task = loop.create_task(self._answer(work, message, call, arrived))
         call.task.add_done_callback(ended)
 
-    async def _answer(self, message: Message, call: Call, arrived: float) -> None:
-        """Finds and readies the model, then passes the request on to its worker."""
+    async def _answer(self, work: Work, message: Message, call: Call, arrived: float) -> None:
+        """Does the work up to where a worker has the request; whatever goes wrong is its done event."""
         try:
-            request = GenRequest.parse(message)
-            seconds = None if request.deadline_ms is None else request.deadline_ms / 1000
-            async with asyncio.timeout(seconds):
-                worker = await self._ready(message, call)
+            await work(message, call, arrived)
         except TimeoutError:
             call.finish(self._early("deadline", arrived, call))
         except MyllmError as error:
             call.fail(error)
         except Exception as error:  # noqa: BLE001 — a bug fails this request, not the others
             call.fail(InternalError(f"runtime: {type(error).__name__}: {error}"))
-        else:
-            waited = asyncio.get_running_loop().time() - arrived
-            call.load_ms = waited * 1000
-            if request.deadline_ms is not None:
-                message = {**message, "deadline_ms": max(request.deadline_ms - waited * 1000, 0)}
-            worker.submit(message, call)
+
+    async def _pass_on(self, message: Message, call: Call, arrived: float) -> None:
+        """Finds and readies the model, then passes the request on to its worker."""
+        request = GenRequest.parse(message)
+        async with _within(request.deadline_ms):
+            name = _text(message, "model") or self._settings.default_model or DEFAULT_MODEL
+            worker = await self._ready(await self._find(name, call), message, call)
+        waited = asyncio.get_running_loop().time() - arrived
+        call.load_ms = waited * 1000
+        if request.deadline_ms is not None:
+            message = {**message, "deadline_ms": max(request.deadline_ms - waited * 1000, 0)}
+        worker.submit(message, call)
+
+    async def _embed(self, message: Message, call: Call, arrived: float) -> None:
+        """Answers from the cache; a model is loaded for what is not there."""
+        request = EmbedRequest.parse(message)
+        async with _within(request.deadline_ms):
+            name = _text(message, "model") or self._settings.default_embed_model or DEFAULT_EMBED_MODEL
+            model = await self._find(name, call)
+
+            async def ready() -> Worker:
+                worker = await self._ready(model, message, call)
+                call.load_ms = (asyncio.get_running_loop().time() - arrived) * 1000
+                return worker
+
+            if self._embeddings is None:
+                from myllm.runtime.embedding import Embeddings  # with SQLite, which nobody else wants
+
+                self._embeddings = Embeddings()
+            await self._embeddings.answer(message, call, model, ready)
 
     def _early(self, reason: str, arrived: float, call: Call) -> Message:
         load_ms = (asyncio.get_running_loop().time() - arrived) * 1000
         return completed(ended_early(reason), call.model, load_ms)
 
-    async def _ready(self, message: Message, call: Call) -> Worker:
-        """The worker with the model that the request means, loaded; `call` gets events meanwhile."""
-        name = _text(message, "model") or self._settings.default_model or DEFAULT_MODEL
-        options = LoadOptions.parse(message.get("options") or {})
+    async def _find(self, name: str, call: Call) -> Model:
+        """The model of that name, pulled if need be; `call` gets events meanwhile."""
         call.model = name
         model = await self._resolver.resolve(name, call.send)
         call.model = model.name
+        return model
+
+    async def _ready(self, model: Model, message: Message, call: Call) -> Worker:
+        """The worker with the model, loaded as the request asks; `call` gets events meanwhile."""
+        options = LoadOptions.parse(message.get("options") or {})
         key = model.path, self._merged(model.name, options)
         work = self._workers.get(key)
         if work is None:
@@ -142,6 +174,10 @@ class Runtime:
             await worker.close()
             raise
         return worker
+
+
+def _within(deadline_ms: float | None) -> asyncio.Timeout:
+    return asyncio.timeout(None if deadline_ms is None else deadline_ms / 1000)
 
 
 def _text(message: Message, key: str) -> str | None:

@@ -1,0 +1,105 @@
+"""The embed requests of an engine: what waits, batch by batch through an Embedder, and how each ends.
+
+Used by the engine's thread, which decides when a batch is due beside generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from myllm.engine.embedder import N_SEQUENCES, Embedder
+from myllm.engine.embedding import Embedding, Packer, Piece
+from myllm.errors import ContextOverflowError, MyllmError
+from myllm.protocol import EmbedRequest, Message, error_event, tagged
+
+
+class EmbedQueue:
+    """Embeddings in flight; `open_embedder` makes their context when the first one comes."""
+
+    def __init__(
+        self, open_embedder: Callable[[], Embedder], window: int, clock: Callable[[], float]
+    ) -> None:
+        self._open, self._window, self._clock = open_embedder, window, clock
+        self._embedder: Embedder | None = None
+        self._packer = Packer(0, N_SEQUENCES)
+        self._embeddings: dict[int, Embedding] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._embeddings)
+
+    def start(self, request: EmbedRequest, texts: list[list[Piece]], arrived: float) -> list[Message]:
+        """Takes a request in whose `id` is set; its error event where it cannot be done."""
+        try:
+            longest = max((len(piece.tokens) for pieces in texts for piece in pieces), default=0)
+            if longest > self._window:
+                raise ContextOverflowError(
+                    f"embed: a window of {longest:,} tokens, the model takes {self._window:,}; "
+                    "give a smaller --window"
+                )
+            if self._embedder is None:
+                self._embedder = self._open()
+                self._packer = Packer(self._embedder.n_tokens, N_SEQUENCES)
+        except MyllmError as error:
+            return [tagged(error_event(error), request.id)]
+        embedding = Embedding(request, texts, arrived)
+        if embedding.finished:
+            return [embedding.closing(None, self._clock())]
+        self._embeddings[request.id or 0] = embedding
+        self._packer.add(embedding.windows())
+        return []
+
+    def end(self, request_id: int, reason: str) -> list[Message]:
+        """Ends a request early, `cancelled` or `deadline`; an unknown id is no error."""
+        embedding = self._embeddings.pop(request_id, None)
+        if embedding is None:
+            return []
+        self._packer.drop(embedding)
+        return [embedding.closing(reason, self._clock())]
+
+    def expire(self) -> list[Message]:
+        """Ends the requests whose deadline has passed."""
+        now = self._clock()
+        late = [
+            request_id
+            for request_id, e in self._embeddings.items()
+            if e.request.deadline_ms is not None and (now - e.arrived) * 1000 >= e.request.deadline_ms
+        ]
+        return [event for request_id in late for event in self.end(request_id, "deadline")]
+
+    def step(self, most: int | None = None) -> list[Message]:
+        """One batch, of about `most` tokens: the events of its windows. A failed one ends whom it held."""
+        batch = self._packer.next_batch(most)
+        if not batch or self._embedder is None:
+            return []
+        started = self._clock()
+        for window in batch:
+            if window.embedding.started is None:
+                window.embedding.started = started
+        try:
+            vectors = self._embedder.embed([window.tokens for window in batch])
+        except MyllmError as error:
+            return self._fail([w.embedding for w in batch], error)
+        events: list[Message] = []
+        for window, vector in zip(batch, vectors, strict=True):
+            events += window.embedding.take(window.item, window.chunk, vector)
+            if window.embedding.finished:
+                self._embeddings.pop(window.embedding.request.id or 0, None)
+                events.append(window.embedding.closing(None, self._clock()))
+        return events
+
+    def fail_all(self, error: MyllmError) -> list[Message]:
+        """Ends all with `error`."""
+        return self._fail(list(self._embeddings.values()), error)
+
+    def _fail(self, embeddings: Iterable[Embedding], error: MyllmError) -> list[Message]:
+        events = []
+        for embedding in embeddings:
+            if self._embeddings.pop(embedding.request.id or 0, None):
+                self._packer.drop(embedding)
+                events.append(tagged(error_event(error), embedding.request.id))
+        return events
+
+    def close(self) -> None:
+        if self._embedder:
+            self._embedder.close()
+            self._embedder = None

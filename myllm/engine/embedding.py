@@ -1,0 +1,165 @@
+"""An embedding: one request's way from windows of tokens to vectors; and which windows share a batch.
+
+Pure, but for numpy. Makes events, sends nothing. Must not know llama.cpp, clocks or texts.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from myllm.protocol import EmbedRequest, Message, tagged
+
+
+class Piece(NamedTuple):
+    """A window of a text: `start` and `end` in characters, `tokens` as the model takes them, not empty."""
+
+    start: int
+    end: int
+    tokens: list[int]
+
+
+@dataclass(slots=True, eq=False)
+class Embedding:
+    """A request and its `texts`, each in windows; a text without any was answered before."""
+
+    request: EmbedRequest
+    texts: list[list[Piece]]
+    arrived: float
+    started: float | None = None
+    n_tokens: int = 0
+    dimensions: int = 0
+    _left: int = 0
+    _held: dict[int, dict[int, Message]] = field(default_factory=dict)
+    """Events of a text that are ahead of an earlier window's, by item and chunk."""
+    _next: dict[int, int] = field(default_factory=dict)
+    _sums: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    _missing: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._left = sum(map(len, self.texts))
+        self._missing = {index: len(pieces) for index, pieces in enumerate(self.texts)}
+
+    @property
+    def finished(self) -> bool:
+        return self._left == 0
+
+    def windows(self) -> list[Waiting]:
+        """All of its windows, in order."""
+        return [
+            Waiting(self, item, chunk, piece.tokens)
+            for item, pieces in enumerate(self.texts)
+            for chunk, piece in enumerate(pieces)
+        ]
+
+    def take(self, item: int, chunk: int, vector: NDArray[np.float32]) -> list[Message]:
+        """A window's vector, shape `(dimensions,)`, as the model made it: its event, normalised, or none
+        yet where a text's windows become one vector."""
+        self._left -= 1
+        self.dimensions = len(vector)
+        piece = self.texts[item][chunk]
+        self.n_tokens += len(piece.tokens)
+        vector = normalised(vector)
+        if self.request.pool == "mean":
+            return self._pool(item, vector * np.float32(len(piece.tokens)))
+        event = self._item(item, chunk, piece.start, piece.end, len(piece.tokens), vector)
+        return self._in_order(item, chunk, event)
+
+    def _in_order(self, item: int, chunk: int, event: Message) -> list[Message]:
+        """The events of a text that may go out now: its windows come in order."""
+        held = self._held.setdefault(item, {})
+        held[chunk] = event
+        events = []
+        while (ready := held.pop(self._next.get(item, 0), None)) is not None:
+            self._next[item] = self._next.get(item, 0) + 1
+            events.append(ready)
+        return events
+
+    def _pool(self, item: int, weighted: NDArray[np.float32]) -> list[Message]:
+        self._sums[item] = self._sums.get(item, np.float32(0)) + weighted
+        self._missing[item] -= 1
+        if self._missing[item]:
+            return []
+        pieces = self.texts[item]
+        n_tokens = sum(len(piece.tokens) for piece in pieces)
+        return [self._item(item, 0, 0, pieces[-1].end, n_tokens, normalised(self._sums.pop(item)))]
+
+    def _item(
+        self, item: int, chunk: int, start: int, end: int, tokens: int, vector: NDArray[np.float32]
+    ) -> Message:
+        event: Message = {"item": item, "chunk": chunk, "start": start, "end": end, "tokens": tokens}
+        event["embedding"] = b64encode(vector.astype("<f4").tobytes()).decode()
+        return tagged(event | {"cached": False}, self.request.id)
+
+    def closing(self, finish_reason: str | None, now: float) -> Message:
+        """The done event; `finish_reason` where it ended before all was done."""
+        started = now if self.started is None else self.started
+        event: Message = {"done": True, "dimensions": self.dimensions}
+        if finish_reason:
+            event["finish_reason"] = finish_reason
+        event["usage"] = {"prompt_tokens": self.n_tokens}
+        event["timings"] = {
+            "queue_ms": round((started - self.arrived) * 1000, 1),
+            "embed_ms": round((now - started) * 1000, 1),
+        }
+        return tagged(event, self.request.id)
+
+
+class Waiting(NamedTuple):
+    """A window that has no vector yet."""
+
+    embedding: Embedding
+    item: int
+    chunk: int
+    tokens: list[int]
+
+
+class Packer:
+    """Windows that wait, in order of arrival; batches of them as full as a short look ahead makes them."""
+
+    LOOK_AHEAD = 64
+    """Windows behind the first that may go before it, to fill a batch that has no room for it."""
+
+    def __init__(self, n_tokens: int, n_sequences: int) -> None:
+        self._n_tokens, self._n_sequences = n_tokens, n_sequences
+        self._waiting: deque[Waiting] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, windows: Sequence[Waiting]) -> None:
+        self._waiting.extend(windows)
+
+    def drop(self, embedding: Embedding) -> None:
+        """Takes out what is left of a request that ended."""
+        self._waiting = deque(w for w in self._waiting if w.embedding is not embedding)
+
+    def next_batch(self, most: int | None = None) -> list[Waiting]:
+        """The windows of the next batch; the oldest is always one of them, whatever its length.
+
+        Within `most` tokens, or the batch's size, and its number of sequences.
+        """
+        room = min(self._n_tokens, most or self._n_tokens)
+        batch: list[Waiting] = []
+        passed: list[Waiting] = []
+        while self._waiting and len(batch) < self._n_sequences and len(passed) < self.LOOK_AHEAD and room > 0:
+            window = self._waiting.popleft()
+            if batch and len(window.tokens) > room:
+                passed.append(window)
+                continue
+            batch.append(window)
+            room -= len(window.tokens)
+        self._waiting.extendleft(reversed(passed))
+        return batch
+
+
+def normalised(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`vector` with norm 1; zeros stay zeros."""
+    norm = float(np.linalg.norm(vector))
+    return vector / np.float32(norm) if norm else vector

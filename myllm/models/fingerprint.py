@@ -1,0 +1,23 @@
+"""A model file's fingerprint: who it is, without reading all of it.
+
+SHA-256 of its header, size and time of change (DESIGN.md §4); of a split model, of its first part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+from myllm.models.store import read_errors
+
+HEADER_BYTES: Final = 1024 * 1024
+"""Bytes of the file's beginning that count: all metadata but a large vocabulary's end."""
+
+
+def fingerprint(path: Path) -> str:
+    """64 hexadecimal digits. Raises what `read_errors` makes of a file that cannot be read."""
+    with read_errors(str(path)), path.open("rb") as file:
+        header = file.read(HEADER_BYTES)
+        status = path.stat()
+    return hashlib.sha256(b"%b\0%d\0%d" % (header, status.st_size, status.st_mtime_ns)).hexdigest()

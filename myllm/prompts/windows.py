@@ -1,0 +1,120 @@
+"""A text → windows that a model can take in whole: cut at sentences, lines or words where possible.
+
+Pure. Owns where a text may be cut and that windows tile it: the first begins at 0, the last ends at
+its end, and without overlap each begins where the one before ended. Must not know a tokenizer's
+algorithm: token counts of pieces need not add up, so every window is counted again as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+Encode = Callable[[str], list[int]]
+"""Text → token ids, without the model's own tokens around it."""
+
+_SENTENCE: Final = re.compile(r"(?<=[.!?。！？])\s+|\n+")
+"""What separates sentences and lines; it stays with the text before it."""
+_WORD: Final = re.compile(r"\S*\s+|\S+")
+LONGEST_PIECE: Final = 256
+"""Characters from which a piece without white space is cut like text without words."""
+_HARD_CUT: Final = 32
+
+
+class Window(NamedTuple):
+    """`text[start:end]`, in characters, as `tokens`, without the model's own tokens around it."""
+
+    start: int
+    end: int
+    tokens: list[int]
+
+
+def cut(text: str, limit: int, overlap: int, encode: Encode) -> Iterator[Window]:
+    """The windows of `text`: at most `limit` tokens each, about `overlap` of them the end of the one before.
+
+    An empty text is one empty window. `limit` is at least 1; a single character of more tokens than
+    that is a window over the limit, which the caller refuses.
+    """
+    tokens = encode(text) if len(text) <= limit * LONGEST_PIECE else None
+    if tokens is not None and len(tokens) <= limit:
+        yield Window(0, len(text), tokens)
+        return
+    pieces = list(_pieces(text, limit, encode))
+    first = 0
+    while first < len(pieces):
+        last = _reach(pieces, first, limit)
+        window = _fitting(text, pieces, first, last, limit, encode)
+        last = next(i for i in range(first, len(pieces)) if pieces[i].end == window.end) + 1
+        yield window
+        first = _back(pieces, first, last, overlap) if last < len(pieces) else last
+
+
+class _Piece(NamedTuple):
+    """Text up to `end`, of `n_tokens` when it stands alone; `sentence` if one ends here."""
+
+    start: int
+    end: int
+    n_tokens: int
+    sentence: bool
+
+
+def _pieces(text: str, limit: int, encode: Encode) -> Iterator[_Piece]:
+    """Sentences where they fit `limit`, else words, else runs of characters; they tile the text."""
+    for start, end in _split(text, 0, len(text), _SENTENCE):
+        count = len(encode(text[start:end])) if end - start <= limit * LONGEST_PIECE else limit + 1
+        if count <= limit:
+            yield _Piece(start, end, count, sentence=True)
+            continue
+        for a, b in _words(text, start, end):
+            yield _Piece(a, b, len(encode(text[a:b])), sentence=b == end)
+
+
+def _split(text: str, start: int, end: int, separator: re.Pattern[str]) -> Iterator[tuple[int, int]]:
+    for match in separator.finditer(text, start, end):
+        yield start, match.end()
+        start = match.end()
+    if start < end:
+        yield start, end
+
+
+def _words(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    for match in _WORD.finditer(text, start, end):
+        if match.end() - match.start() <= _HARD_CUT:
+            yield match.span()
+            continue
+        for at in range(match.start(), match.end(), _HARD_CUT):
+            yield at, min(at + _HARD_CUT, match.end())
+
+
+def _reach(pieces: Sequence[_Piece], first: int, limit: int) -> int:
+    """One past the last piece of a window from `first`; at a sentence's end if that is far enough."""
+    total, last, sentence = 0, first, None
+    while last < len(pieces) and (last == first or total + pieces[last].n_tokens <= limit):
+        total += pieces[last].n_tokens
+        last += 1
+        if pieces[last - 1].sentence and total * 2 >= limit:
+            sentence = last
+    return last if last == len(pieces) or sentence is None else sentence
+
+
+def _fitting(
+    text: str, pieces: Sequence[_Piece], first: int, last: int, limit: int, encode: Encode
+) -> Window:
+    """The longest of the windows `first` to `last` and shorter that has at most `limit` tokens as a whole."""
+    start = pieces[first].start
+    while True:
+        end = pieces[last - 1].end
+        tokens = encode(text[start:end])
+        if len(tokens) <= limit or last == first + 1:
+            return Window(start, end, tokens)
+        last = max(first + 1, last - max(1, (len(tokens) - limit) * (last - first) // len(tokens)))
+
+
+def _back(pieces: Sequence[_Piece], first: int, last: int, overlap: int) -> int:
+    """Where the next window begins: as many pieces back from `last` as `overlap` tokens hold."""
+    at, shared = last, 0
+    while at - 1 > first and shared + pieces[at - 1].n_tokens <= overlap:
+        at -= 1
+        shared += pieces[at].n_tokens
+    return at

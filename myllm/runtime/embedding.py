@@ -1,0 +1,213 @@
+"""The Runtime's embed requests: what is cached is answered at once, only the rest goes to a worker.
+
+Owns the cache's thread. Must not know connections, nor how vectors are made. A run whose texts are
+all cached never asks for a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from base64 import b64decode, b64encode
+from collections.abc import Awaitable, Callable
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from myllm.errors import InternalError
+from myllm.models.fingerprint import fingerprint
+from myllm.paths import cache_dir
+from myllm.protocol import EmbedRequest, Message
+from myllm.runtime.call import Call, Carrier
+from myllm.runtime.threads import in_daemon_thread
+from myllm.storage.embedding_cache import CachedVectors, EmbeddingCache, cache_key
+
+if TYPE_CHECKING:
+    from myllm.models.registry import Model
+    from myllm.runtime.workers import Worker
+
+T = TypeVar("T")
+FLOAT_BYTES = 4
+LARGEST_ENTRY = 64 * 1024 * 1024
+"""Bytes of one text's vectors up to which they are kept."""
+
+
+class Embeddings:
+    """Answers embed requests on one event loop."""
+
+    def __init__(self) -> None:
+        self._notes: SimpleQueue[str] = SimpleQueue()
+        self._cache: EmbeddingCache | None = None
+        self._jobs: SimpleQueue[Callable[[EmbeddingCache], None]] = SimpleQueue()
+
+    async def answer(
+        self, message: Message, call: Call, model: Model, ready: Callable[[], Awaitable[Worker]]
+    ) -> None:
+        """Answers what is cached and passes the rest on to the worker of `ready`, which is asked only then.
+
+        Raises MyllmError.
+        """
+        request = EmbedRequest.parse(message)
+        keys = [b""] * len(request.texts)
+        known: dict[bytes, CachedVectors] = {}
+        if request.cache:
+            keys = await self._keys(request, model)
+            known = await self._in_cache(lambda cache: cache.get(list(dict.fromkeys(keys))))
+            self._tell(call)
+        missing: dict[str, list[int]] = {}
+        for item, text in enumerate(request.texts):
+            if (entry := known.get(keys[item])) is not None:
+                for event in _events(item, entry):
+                    call.send(event)
+            else:
+                missing.setdefault(text, []).append(item)
+        n_cached = len(request.texts) - sum(map(len, missing.values()))
+        if not missing:
+            call.finish(_all_cached(model.name, known[keys[0]], n_cached))
+            return
+        worker = await ready()
+
+        async def keep(entries: dict[int, CachedVectors]) -> None:
+            if request.cache and entries:
+                kept = {keys[item]: entry for item, entry in entries.items()}
+                await self._in_cache(lambda cache: cache.put(kept))
+                self._tell(call)
+
+        misses = Misses(call, list(missing.values()), n_cached, keep)
+        worker.submit({**message, "texts": list(missing)}, misses)
+
+    async def _keys(self, request: EmbedRequest, model: Model) -> list[bytes]:
+        def keys() -> list[bytes]:
+            settings: dict[str, Any] = {
+                name: getattr(request, name)
+                for name in ("window", "overlap", "pool", "purpose", "on_overflow")
+            }
+            of_model = fingerprint(model.path)
+            return [cache_key(text, fingerprint=of_model, **settings) for text in request.texts]
+
+        return await in_daemon_thread(keys)
+
+    async def _in_cache(self, work: Callable[[EmbeddingCache], T]) -> T:
+        """Runs `work` on the cache's own thread, as its connection wants it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def job(cache: EmbeddingCache) -> None:
+            try:
+                result = work(cache)
+            except Exception as error:  # noqa: BLE001 — handed to whoever waits
+                loop.call_soon_threadsafe(_settle, future, None, error)
+            else:
+                loop.call_soon_threadsafe(_settle, future, result, None)
+
+        if self._cache is None:
+            self._cache = EmbeddingCache(cache_dir(), note=self._notes.put)
+            threading.Thread(target=self._serve, args=(self._cache,), name="cache", daemon=True).start()
+        self._jobs.put(job)
+        return await future
+
+    def _serve(self, cache: EmbeddingCache) -> None:
+        while True:
+            self._jobs.get()(cache)
+
+    def _tell(self, call: Call) -> None:
+        while not self._notes.empty():
+            call.send({"note": self._notes.get()})
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+class Misses(Call):
+    """The part of a request that a worker does: its events go to `asker` under their own items, and what
+    came whole is kept. Of equal texts one is computed.
+    """
+
+    def __init__(
+        self,
+        asker: Call,
+        items: list[list[int]],
+        n_cached: int,
+        keep: Callable[[dict[int, CachedVectors]], Awaitable[None]],
+    ) -> None:
+        super().__init__(asker.id, lambda line: None, lambda call: None)
+        self.model, self.load_ms = asker.model, asker.load_ms
+        self._asker, self._items, self._n_cached, self._keep = asker, items, n_cached, keep
+        self._windows: dict[int, list[tuple[int, int, int]]] = {}
+        self._vectors: dict[int, list[bytes]] = {}
+        asker.carrier = _Through(self)
+
+    def send(self, event: Message) -> None:
+        if "item" not in event:
+            self._asker.send(event)
+            return
+        items = self._items[event["item"]]
+        for item in items:
+            self._asker.send({**event, "item": item})
+        if "embedding" in event:
+            window = (event["start"], event["end"], event["tokens"])
+            self._windows.setdefault(items[0], []).append(window)
+            self._vectors.setdefault(items[0], []).append(b64decode(event["embedding"]))
+
+    def finish(self, event: Message) -> None:
+        if self.over:
+            return
+        self.over = True
+        if "error" not in event and "finish_reason" not in event:
+            event["usage"]["cached_texts"] = self._n_cached
+            asyncio.get_running_loop().create_task(self._conclude(event))
+        else:
+            self._asker.finish(event)
+
+    async def _conclude(self, event: Message) -> None:
+        """Keeps the vectors first: a cold command ends with its last line."""
+        entries = {
+            item: CachedVectors(self._windows[item], vectors)
+            for item, parts in self._vectors.items()
+            if len(vectors := b"".join(parts)) <= LARGEST_ENTRY
+        }
+        try:
+            await self._keep(entries)
+        except Exception as error:  # noqa: BLE001 — a bug of the cache must not take the answer along
+            self._asker.fail(InternalError(f"embed: {type(error).__name__}: {error}"))
+        else:
+            self._asker.finish(event)
+
+
+class _Through:
+    """Cancels at the worker what the asker cancels."""
+
+    def __init__(self, misses: Misses) -> None:
+        self._misses = misses
+
+    def cancel(self, call: Call) -> None:
+        carrier: Carrier | None = self._misses.carrier
+        if carrier:
+            carrier.cancel(self._misses)
+
+
+def _events(item: int, entry: CachedVectors) -> list[Message]:
+    size = len(entry.vectors) // len(entry.windows)
+    return [
+        {
+            **{"item": item, "chunk": chunk, "start": start, "end": end, "tokens": tokens},
+            "embedding": b64encode(entry.vectors[chunk * size : (chunk + 1) * size]).decode(),
+            "cached": True,
+        }
+        for chunk, (start, end, tokens) in enumerate(entry.windows)
+    ]
+
+
+def _all_cached(model: str, entry: CachedVectors, n_cached: int) -> Message:
+    return {
+        "done": True,
+        "model": model,
+        "dimensions": len(entry.vectors) // len(entry.windows) // FLOAT_BYTES,
+        "usage": {"prompt_tokens": 0, "cached_texts": n_cached},
+        "timings": {"queue_ms": 0.0, "load_ms": 0.0, "embed_ms": 0.0},
+    }
