@@ -41,13 +41,15 @@ def cut(text: str, limit: int, overlap: int, encode: Encode) -> Iterator[Window]
         yield Window(0, len(text), tokens)
         return
     pieces = list(_pieces(text, limit, encode))
-    first = 0
-    while first < len(pieces):
-        last = _reach(pieces, first, limit)
-        window = _fitting(text, pieces, first, last, limit, encode)
-        last = next(i for i in range(first, len(pieces)) if pieces[i].end == window.end) + 1
-        yield window
-        first = _back(pieces, first, last, overlap) if last < len(pieces) else last
+    first = done = 0
+    while done < len(pieces):
+        last = _fitting(text, pieces, first, _reach(pieces, first, limit), limit, encode)
+        if last <= done:  # what is shared leaves no room for anything new
+            first = done
+            continue
+        start, end = pieces[first].start, pieces[last - 1].end
+        yield Window(start, end, encode(text[start:end]))
+        first, done = _back(pieces, first, last, overlap), last
 
 
 class _Piece(NamedTuple):
@@ -98,17 +100,14 @@ def _reach(pieces: Sequence[_Piece], first: int, limit: int) -> int:
     return last if last == len(pieces) or sentence is None else sentence
 
 
-def _fitting(
-    text: str, pieces: Sequence[_Piece], first: int, last: int, limit: int, encode: Encode
-) -> Window:
-    """The longest of the windows `first` to `last` and shorter that has at most `limit` tokens as a whole."""
-    start = pieces[first].start
-    while True:
-        end = pieces[last - 1].end
-        tokens = encode(text[start:end])
-        if len(tokens) <= limit or last == first + 1:
-            return Window(start, end, tokens)
-        last = max(first + 1, last - max(1, (len(tokens) - limit) * (last - first) // len(tokens)))
+def _fitting(text: str, pieces: Sequence[_Piece], first: int, last: int, limit: int, encode: Encode) -> int:
+    """`last`, or as far before it as it takes for the pieces from `first` to be at most `limit` tokens."""
+    while last > first + 1:
+        n_tokens = len(encode(text[pieces[first].start : pieces[last - 1].end]))
+        if n_tokens <= limit:
+            break
+        last = max(first + 1, last - max(1, (n_tokens - limit) * (last - first) // n_tokens))
+    return last
 
 
 def _back(pieces: Sequence[_Piece], first: int, last: int, overlap: int) -> int:

@@ -37,7 +37,7 @@ class Embeddings:
     def __init__(self) -> None:
         self._notes: SimpleQueue[str] = SimpleQueue()
         self._cache: EmbeddingCache | None = None
-        self._jobs: SimpleQueue[Callable[[EmbeddingCache], None]] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[EmbeddingCache], None] | None] = SimpleQueue()
 
     async def answer(
         self, message: Message, call: Call, model: Model, ready: Callable[[], Awaitable[Worker]]
@@ -75,6 +75,10 @@ class Embeddings:
         misses = Misses(call, list(missing.values()), n_cached, keep)
         worker.submit({**message, "texts": list(missing)}, misses)
 
+    def close(self) -> None:
+        """Closes the cache, after what is still to be written; returns at once."""
+        self._jobs.put(None)
+
     async def _keys(self, request: EmbedRequest, model: Model) -> list[bytes]:
         def keys() -> list[bytes]:
             settings: dict[str, Any] = {
@@ -106,8 +110,9 @@ class Embeddings:
         return await future
 
     def _serve(self, cache: EmbeddingCache) -> None:
-        while True:
-            self._jobs.get()(cache)
+        while job := self._jobs.get():
+            job(cache)
+        cache.close()
 
     def _tell(self, call: Call) -> None:
         while not self._notes.empty():

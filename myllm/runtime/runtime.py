@@ -59,6 +59,8 @@ class Runtime:
 
     async def close(self) -> None:
         """Ends all workers; returns when they are gone."""
+        if self._embeddings:
+            self._embeddings.close()
         if self._spare:
             self._running.add(await Worker.attach(self._spare))
             self._spare = None

@@ -73,7 +73,7 @@ def embed(
 ) -> Callable[..., tuple[int | MyllmError, list[dict[str, Any]], str]]:
     """Runs `myllm embed`: exit status or error, records, stderr."""
 
-    def connect(settings: object) -> Client:
+    def connect(settings: object, *, spare: bool = True) -> Client:
         ours, theirs = socket.socketpair()
         server = threading.Thread(target=serve, args=(theirs, requests), daemon=True)
         server.start()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from myllm.engine import Engine, open_engine
-from myllm.protocol import GenRequest, LoadOptions
+from myllm.engine.embedding import Piece
+from myllm.protocol import EmbedRequest, GenRequest, LoadOptions
 
 Event = dict[str, Any]
 PROMPT = "One, two, three, four, five, six, seven,"
@@ -178,3 +181,51 @@ def test_closing_ends_the_thread_in_mid_stream(fake_path: Path) -> None:
     opened.first_token()
     opened.engine.close()
     assert threading.active_count() == before
+
+
+def pieces(opened: Opened, *texts: str) -> list[list[Piece]]:
+    encode = opened.engine.tokenizer.encode
+    return [[Piece(0, len(text), encode(text, special=False))] for text in texts]
+
+
+def embed(opened: Opened, request_id: int, *texts: str) -> None:
+    opened.engine.embed(EmbedRequest(id=request_id, texts=list(texts)), pieces(opened, *texts))
+
+
+def test_texts_become_vectors_of_norm_one_and_equal_ones_the_same(opened: Opened) -> None:
+    embed(opened, 30, "a cat", "a cat sat on the mat", "a cat")
+    events: list[Event] = []
+    while not (events and events[-1]["done"]):
+        events += [{"done": False, **event} for event in opened.emitted.get(timeout=60)]
+    *found, done = events
+    vectors = {e["item"]: np.frombuffer(b64decode(e["embedding"]), "<f4") for e in found}
+    assert sorted(vectors) == [0, 1, 2]
+    assert all(abs(float(v @ v) - 1) < 1e-5 for v in vectors.values())
+    assert float(vectors[0] @ vectors[2]) == pytest.approx(1, abs=1e-5)
+    assert float(vectors[0] @ vectors[1]) < 0.999
+    assert done["dimensions"] == len(vectors[0])
+    assert done["usage"]["prompt_tokens"] == sum(
+        len(p.tokens) for (p,) in pieces(opened, *["a cat"] * 2)
+    ) + len(pieces(opened, "a cat sat on the mat")[0][0].tokens)
+
+
+def test_a_generation_goes_on_while_many_texts_are_embedded(opened: Opened) -> None:
+    opened.submit(40, max_tokens=4, ignore_eos=True)
+    embed(opened, 41, *(f"text number {number} of many" for number in range(200)))
+    ended: dict[int, int] = {}
+    seen = 0
+    while len(ended) < 2:
+        for event in opened.emitted.get(timeout=120):
+            seen += "embedding" in event
+            if event.get("done"):
+                ended[event["id"]] = seen
+    assert seen == 200
+    assert ended[41] == 200
+
+
+def test_an_embedding_can_be_cancelled(opened: Opened) -> None:
+    embed(opened, 50, *["some words"] * 200)
+    opened.engine.cancel(50)
+    while not (event := opened.emitted.get(timeout=60)[-1]).get("done"):
+        pass
+    assert event["id"] == 50

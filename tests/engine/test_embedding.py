@@ -1,0 +1,81 @@
+"""Windows into batches, vectors into events; no llama.cpp."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from myllm.engine.embedding import Embedding, Packer, Piece, normalised
+from myllm.protocol import EmbedRequest, Message
+
+
+def embedding(*lengths: int, request_id: int = 1, **fields: str) -> Embedding:
+    """One text whose windows have these many tokens."""
+    pieces = [Piece(index * 10, index * 10 + 10, [7] * n) for index, n in enumerate(lengths)]
+    return Embedding(EmbedRequest(id=request_id, texts=["x"], **fields), [pieces], arrived=0.0)  # type: ignore[arg-type]
+
+
+def vector(event: Message) -> list[float]:
+    return [float(x) for x in np.frombuffer(b64decode(event["embedding"]), "<f4")]
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=200), st.integers(1, 16))
+def test_batches_hold_every_window_once_within_their_limits(lengths: list[int], n_sequences: int) -> None:
+    packer = Packer(512, n_sequences)
+    packer.add(embedding(*lengths).windows())
+    seen = []
+    while packer:
+        batch = packer.next_batch()
+        assert 0 < len(batch) <= n_sequences
+        assert len(batch) == 1 or sum(len(w.tokens) for w in batch) <= 512
+        seen += [window.chunk for window in batch]
+    assert sorted(seen) == list(range(len(lengths)))
+
+
+def test_the_oldest_window_always_goes_and_short_ones_fill_the_batch_up() -> None:
+    packer = Packer(512, 16)
+    packer.add(embedding(300, 300, 100, 200, 12).windows())
+    assert [window.chunk for window in packer.next_batch()] == [0, 2, 4]
+    assert [window.chunk for window in packer.next_batch()] == [1, 3]
+
+
+def test_beside_running_sequences_a_batch_is_smaller() -> None:
+    packer = Packer(512, 16)
+    packer.add(embedding(*[30] * 16).windows())
+    assert len(packer.next_batch(128)) == 4
+
+
+def test_what_a_request_still_wanted_goes_with_it() -> None:
+    packer, ended, other = Packer(512, 16), embedding(5, 5), embedding(5, request_id=2)
+    packer.add([*ended.windows(), *other.windows()])
+    packer.drop(ended)
+    assert [window.embedding for window in packer.next_batch()] == [other]
+
+
+def test_a_text_s_windows_come_in_order_whatever_was_computed_first() -> None:
+    text = embedding(3, 4)
+    assert text.take(0, 1, np.ones(4, np.float32)) == []
+    events = text.take(0, 0, np.array([3, 4, 0, 0], np.float32))
+    assert [(e["chunk"], e["start"], e["end"], e["tokens"]) for e in events] == [
+        (0, 0, 10, 3),
+        (1, 10, 20, 4),
+    ]
+    assert vector(events[0]) == pytest.approx([0.6, 0.8, 0, 0])
+    assert text.finished
+    assert text.closing(None, 2.0)["usage"] == {"prompt_tokens": 7}
+
+
+def test_pooled_windows_are_one_vector_weighted_by_their_tokens() -> None:
+    text = embedding(3, 1, pool="mean")
+    assert text.take(0, 0, np.array([2, 0], np.float32)) == []
+    (event,) = text.take(0, 1, np.array([0, 5], np.float32))
+    assert (event["chunk"], event["start"], event["end"], event["tokens"]) == (0, 0, 20, 4)
+    assert vector(event) == pytest.approx([3 / 10**0.5, 1 / 10**0.5])
+
+
+def test_a_vector_of_zeros_stays_what_it_is() -> None:
+    assert list(normalised(np.zeros(3, np.float32))) == [0, 0, 0]

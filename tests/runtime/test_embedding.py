@@ -1,0 +1,120 @@
+"""Embed requests through client, Runtime, cache and a worker with the fake engine."""
+
+from __future__ import annotations
+
+import time
+from base64 import b64decode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from myllm.runtime import connect
+from myllm.runtime.client import Client
+from myllm.settings import load
+
+Event = dict[str, Any]
+FakeModel = Callable[..., Path]
+TEXTS = ["one two", "three", "one two", ""]
+
+
+def embed(client: Client, model: Path, texts: list[str], **fields: Any) -> list[Event]:
+    request = {"op": "embed", "model": str(model), "texts": texts, **fields}
+    return [orjson.loads(line) for line in client.stream(request)]
+
+
+def items(events: list[Event]) -> list[tuple[int, int, int, int, int]]:
+    keys = ("item", "chunk", "start", "end", "tokens")
+    return [tuple(event[key] for key in keys) for event in events if "embedding" in event]  # type: ignore[misc]
+
+
+def vectors(events: list[Event]) -> dict[tuple[int, int], bytes]:
+    return {(e["item"], e["chunk"]): b64decode(e["embedding"]) for e in events if "embedding" in e}
+
+
+def test_every_text_gets_its_vector_and_equal_ones_the_same(client: Client, fake_model: FakeModel) -> None:
+    *events, done = embed(client, fake_model(dimensions=4), TEXTS[:3])
+    found = vectors(events)
+    assert sorted(found) == [(0, 0), (1, 0), (2, 0)]
+    assert found[0, 0] == found[2, 0] != found[1, 0]
+    assert all(len(vector) == 16 for vector in found.values())
+    assert (done["dimensions"], done["usage"]) == (4, {"prompt_tokens": 3, "cached_texts": 0})
+    assert set(done["timings"]) == {"queue_ms", "load_ms", "embed_ms"}
+
+
+def test_what_was_embedded_once_starts_no_worker(fake_model: FakeModel, nothing_left: list[int]) -> None:
+    model = fake_model()
+    with connect(load()) as client:
+        first = vectors(embed(client, model, TEXTS[:3]))
+    started = len(nothing_left)
+    with connect(load(), spare=False) as client:
+        *events, done = embed(client, model, TEXTS[:3])
+        assert vectors(events) == first
+        assert all(event["cached"] for event in events)
+        assert done["usage"]["cached_texts"] == 3
+        assert len(nothing_left) == started
+        *_, done = embed(client, model, [*TEXTS[:3], "new"])
+        assert done["usage"]["cached_texts"] == 3
+    assert len(nothing_left) == started + 1
+
+
+@pytest.mark.parametrize("change", [{"window": 3}, {"overlap": 1}, {"pool": "mean"}, {"cache": False}])
+def test_other_settings_are_not_answered_from_the_cache(
+    client: Client, fake_model: FakeModel, change: Event
+) -> None:
+    model = fake_model()
+    embed(client, model, ["a b c d e"])
+    *events, _ = embed(client, model, ["a b c d e"], **change)
+    assert not any(event["cached"] for event in events)
+
+
+def test_a_changed_model_file_is_another_model(client: Client, fake_model: FakeModel) -> None:
+    embed(client, fake_model(dimensions=4), ["a"])
+    *events, done = embed(client, fake_model(dimensions=4, tokens=["x"]), ["a"])
+    assert (events[0]["cached"], done["usage"]["cached_texts"]) == (False, 0)
+
+
+def test_a_long_text_is_cut_into_windows_that_tile_it(client: Client, fake_model: FakeModel) -> None:
+    *events, _ = embed(client, fake_model(), ["a b c. d e f. g"], window=4)
+    assert items(events)[0][2] == 0
+    assert [item[1] for item in items(events)] == list(range(len(items(events))))
+    assert items(events)[-1][3] == 15
+    *events, _ = embed(client, fake_model(), ["a b c. d e f. g"], window=4, pool="mean")
+    assert [item[:4] for item in items(events)] == [(0, 0, 0, 15)]
+
+
+def test_a_text_over_the_window_or_empty_fails_alone(client: Client, fake_model: FakeModel) -> None:
+    *events, done = embed(client, fake_model(), ["a b c d e", "a", ""], window=4, on_overflow="error")
+    errors = {event["item"]: event["error"]["code"] for event in events if "error" in event}
+    assert errors == {0: "context_overflow", 2: "bad_data"}
+    assert [item[0] for item in items(events)] == [1]
+    assert "error" not in done
+
+
+@pytest.mark.parametrize(
+    "fields", [{"window": 5000}, {"texts": []}, {"texts": [1]}, {"texts": ["a"] * 257}, {"pool": "max"}]
+)
+def test_what_makes_no_sense_is_refused(client: Client, fake_model: FakeModel, fields: Event) -> None:
+    (done,) = embed(client, fake_model(), **{"texts": ["a"], **fields})
+    assert done["error"]["code"] == "usage"
+
+
+def test_a_worker_that_dies_fails_the_request_and_keeps_nothing(
+    client: Client, fake_model: FakeModel
+) -> None:
+    model = fake_model(fault={"kind": "kill", "words": "oh no"})
+    *_, done = embed(client, model, ["a"])
+    assert done["error"]["code"] == "worker_crashed"
+    assert "oh no" in done["error"]["message"]
+    *_, done = embed(client, model, ["a"])
+    assert "error" in done
+
+
+def test_a_client_that_goes_away_is_no_harm(fake_model: FakeModel) -> None:
+    model = fake_model(prompt_ms_per_token=5)
+    with connect(load()) as client:
+        client.send({"op": "embed", "model": str(model), "texts": ["a b c"] * 50})
+        client.max_in_flight  # noqa: B018 — waits for the other side to be there
+        time.sleep(0.1)
