@@ -51,9 +51,8 @@ def fake_model(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-@pytest.fixture(scope="session")
-def smollm2_path() -> Path:
-    """The real model's file, pulled once through the registry into a folder that outlives the test run.
+def pulled(name: str) -> Path:
+    """A catalog model's file, pulled once through the registry into a folder that outlives the test run.
 
     MYLLM_TEST_CACHE names that folder; else it is .cache in the checkout. A test that needs the model
     fails where it cannot be had: a skipped test proves nothing.
@@ -64,8 +63,20 @@ def smollm2_path() -> Path:
         environment.setenv("XDG_CACHE_HOME", str(cache / "cache"))
         registry = Registry(load())
         try:
-            return registry.pull("smollm2").path
+            return registry.pull(name).path
         except Exception as error:  # whatever stands in the way, say what to do
             pytest.fail(
-                f"the model smollm2 cannot be had: {error}; MYLLM_TEST_CACHE may name a folder with it"
+                f"the model {name} cannot be had: {error}; MYLLM_TEST_CACHE may name a folder with it"
             )
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """The generation model's file."""
+    return pulled("smollm2")
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The embedding model's file."""
+    return pulled("minilm")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib import import_module
@@ -84,6 +85,7 @@ class Tokenizer:
         self._pieces: dict[int, bytes] = {}
         self.n_vocab: int = lib.llama_vocab_n_tokens(vocab)
         self.add_bos = bool(lib.llama_vocab_get_add_bos(vocab))
+        self._is_wordpiece = lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_WPM
         self.bos = self._optional(lib.llama_vocab_bos(vocab))
         self.eos = self._optional(lib.llama_vocab_eos(vocab))
 
@@ -99,6 +101,9 @@ class Tokenizer:
 
         Source: llama_tokenize. Neither BOS nor EOS is added.
         """
+        if self._is_wordpiece:
+            # llama.cpp takes accents off by a table, in which Korean syllables, composed by rule, are not.
+            text = unicodedata.normalize("NFD", text)
         data = text.encode("utf-8", "replace")
         capacity = len(data) // 2 + 16
         for _ in range(2):
