@@ -14,10 +14,11 @@ from myllm.protocol import EmbedRequest, Message, error_event, tagged
 
 
 class EmbedQueue:
-    """Embeddings in flight; `open_embedder` makes their context when the first one comes."""
+    """Embeddings in flight; `open_embedder` makes their context, for windows of so many tokens, when
+    the first one comes, and again when one is longer."""
 
     def __init__(
-        self, open_embedder: Callable[[], Embedder], window: int, clock: Callable[[], float]
+        self, open_embedder: Callable[[int], Embedder], window: int, clock: Callable[[], float]
     ) -> None:
         self._open, self._window, self._clock = open_embedder, window, clock
         self._embedder: Embedder | None = None
@@ -36,9 +37,10 @@ class EmbedQueue:
                     f"embed: a window of {longest:,} tokens, the model takes {self._window:,}; "
                     "give a smaller --window"
                 )
-            if self._embedder is None:
-                self._embedder = self._open()
-                self._packer = Packer(self._embedder.n_tokens, N_SEQUENCES)
+            if self._embedder is None or longest > self._embedder.n_tokens:
+                self.close()
+                self._embedder = self._open(longest)
+                self._packer.n_tokens = self._embedder.n_tokens
         except MyllmError as error:
             return [tagged(error_event(error), request.id)]
         embedding = Embedding(request, texts, arrived)

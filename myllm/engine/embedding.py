@@ -127,7 +127,7 @@ class Packer:
     """Windows behind the first that may go before it, to fill a batch that has no room for it."""
 
     def __init__(self, n_tokens: int, n_sequences: int) -> None:
-        self._n_tokens, self._n_sequences = n_tokens, n_sequences
+        self.n_tokens, self._n_sequences = n_tokens, n_sequences
         self._waiting: deque[Waiting] = deque()
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ class Packer:
 
         Within `most` tokens, or the batch's size, and its number of sequences.
         """
-        room = min(self._n_tokens, most or self._n_tokens)
+        room = min(self.n_tokens, most or self.n_tokens)
         batch: list[Waiting] = []
         passed: list[Waiting] = []
         while self._waiting and len(batch) < self._n_sequences and len(passed) < self.LOOK_AHEAD and room > 0:

@@ -40,8 +40,9 @@ Emit = Callable[[list[Message]], None]
 
 BATCH = 512
 """Tokens in a step at most; more does not prefill faster on a CPU and delays cancellations."""
-EMBED_WINDOW = 8192
-"""Tokens of a text that are embedded at once, at most: its memory grows with the square of them."""
+EMBED_WINDOW = 2048
+"""Tokens of a text embedded at once, at most: llama.cpp keeps logits for each of them, though nobody
+asks for any, 400 MB for these in a vocabulary of 49,152."""
 EMBED_BESIDE = 128
 """Tokens embedded between two steps of running sequences, so that these keep about their pace."""
 MAX_FAILURES = 2
@@ -373,8 +374,8 @@ class LlamaEngine:
         self._close_context()
         self._scheduler = Scheduler(self._layout.space, BATCH)
 
-    def _open_embedder(self) -> Embedder:
-        return Embedder(self._model, self.embed_window, self._layout.n_threads)
+    def _open_embedder(self, window: int) -> Embedder:
+        return Embedder(self._model, window, self._layout.n_threads)
 
     def _close_context(self) -> None:
         if self._context:
