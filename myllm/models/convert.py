@@ -82,6 +82,8 @@ def convert(checkpoint: Path, target: Path) -> None:
     if type(window) is not int or not 2 < window <= shape.n_ctx:
         raise BadDataError(f"checkpoint: max_seq_length is {window!r:.40}, of at most {shape.n_ctx}")
     prompts = _json(checkpoint, "config_sentence_transformers.json", missing={}).get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise BadDataError("checkpoint: prompts is not a JSON object")
     import gguf
 
     with write_errors("model file"):
@@ -121,7 +123,8 @@ def create_file(path: Path) -> None:
 # ── what the checkpoint says of itself ──────────────────────────────────────────────────────
 
 
-def _json(checkpoint: Path, name: str, missing: Any = None) -> Any:
+def _json(checkpoint: Path, name: str, kind: type = dict, missing: Any = None) -> Any:
+    """What a file holds, of the JSON type `kind`; `missing` where it may be missing and is."""
     file = checkpoint / name
     if missing is not None and not file.exists():
         return missing
@@ -133,15 +136,14 @@ def _json(checkpoint: Path, name: str, missing: Any = None) -> Any:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BadDataError(f"checkpoint: {name} is not JSON that can be used") from error
-    if not isinstance(value, dict | list):
-        raise BadDataError(f"checkpoint: {name} is not a JSON object")
+    if not isinstance(value, kind):
+        raise BadDataError(f"checkpoint: {name} holds {type(value).__name__}, expected {kind.__name__}")
     return value
 
 
-def _shape(config: Any) -> Shape:
-    if not isinstance(config, dict) or config.get("model_type") != "bert":
-        kind = config.get("model_type") if isinstance(config, dict) else config
-        raise BadDataError(f"checkpoint: model_type {kind!r:.80} is not known; bert is")
+def _shape(config: Mapping[str, Any]) -> Shape:
+    if config.get("model_type") != "bert":
+        raise BadDataError(f"checkpoint: model_type {config.get('model_type')!r:.80} is not known; bert is")
     for key, known in (("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         if config.get(key, known) != known:
             raise BadDataError(f"checkpoint: {key} {config[key]!r:.80} is not known; {known} is")
@@ -162,7 +164,10 @@ def _shape(config: Any) -> Shape:
     eps = config.get("layer_norm_eps", 1e-12)
     if not isinstance(eps, float) or not 0 < eps < 1:
         raise BadDataError(f"checkpoint: layer_norm_eps is {eps!r:.40}")
-    return Shape(**sizes, eps=eps)  # type: ignore[arg-type]
+    shape = Shape(**sizes, eps=eps)  # type: ignore[arg-type]
+    if shape.n_embd % shape.n_head:
+        raise BadDataError(f"checkpoint: {shape.n_head} attention heads do not divide {shape.n_embd} numbers")
+    return shape
 
 
 def _name(config: Mapping[str, Any]) -> str:
@@ -171,7 +176,7 @@ def _name(config: Mapping[str, Any]) -> str:
 
 def _pooling(checkpoint: Path, shape: Shape) -> tuple[int, bool]:
     """llama.cpp's number of how tokens become one vector, and whether its norm is 1."""
-    modules = _json(checkpoint, "modules.json")
+    modules = _json(checkpoint, "modules.json", list)
     kinds = tuple(str(m.get("type")).rpartition(".")[2] if isinstance(m, dict) else "?" for m in modules)
     if kinds not in MODULES:
         raise BadDataError(f"checkpoint: modules {', '.join(kinds)!r:.200} are not known")
@@ -257,6 +262,8 @@ def _tensors(weights: Path, shape: Shape) -> Iterator[tuple[str, Any]]:
     try:
         with safe_open(weights, "np") as file:
             names = {name.removeprefix("bert."): name for name in file.keys()}  # noqa: SIM118 — no mapping
+            if len(names) < len(list(file.keys())):
+                raise BadDataError("checkpoint: a tensor is there twice, with and without 'bert.' before it")
             if missing := sorted(set(expected) - set(names)):
                 raise BadDataError(f"checkpoint: {len(missing)} tensors are missing, {missing[0]} first")
             if extra := sorted(set(names) - set(expected) - set(UNUSED)):
