@@ -91,6 +91,10 @@ class Registry:
         raise NotFoundError(f"{name!r:.120}: no such model; {self._nearest(name, found)}")
 
     def _at_path(self, path: Path) -> Model:
+        if path.is_dir():
+            raise NotFoundError(
+                f"{path}: a folder; a checkpoint in it is used after `myllm models add {path}`"
+            )
         if not path.is_file():
             raise NotFoundError(f"{path}: no such model file; check the path")
         record = self._records.find_file(str(path))
@@ -200,7 +204,10 @@ class Registry:
             return _model(self._records.add(record))
 
     def add(self, path: Path, name: str | None = None) -> Model:
-        """Records a file of the user's, used where it lies. Raises NotFoundError, BadDataError."""
+        """Records a file of the user's, used where it lies, or what a folder's checkpoint is converted to.
+
+        Raises NotFoundError, BadDataError.
+        """
         return self.pull(f"file:{path}", name=name)
 
     def add_copy(self, path: Path, name: str | None = None, progress: Progress = ignore_progress) -> Model:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkpoint_maker import make_checkpoint
 from gguf_maker import Tensor, make_gguf
 from huggingface_hub import constants
 from hypothesis import given
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from servers import Hub
 
 from myllm.errors import BadDataError, NotFoundError, PermissionDeniedError, UnavailableError, UsageError
+from myllm.models.gguf import read_header
 from myllm.models.registry import Registry
 from myllm.models.sources.hf import RemoteFile, choose, is_safe
 from myllm.settings import Settings
@@ -94,6 +96,24 @@ def test_all_parts_of_a_split_model_come(hub: Hub, tmp_path: Path) -> None:
     assert model.path.name == "big-Q8_0-00001-of-00002.gguf"
     assert model.path.with_name("big-Q8_0-00002-of-00002.gguf").exists()
     assert model.sha256 == hashlib.sha256(b"".join(hub.files.values())).hexdigest()
+
+
+def test_an_embedding_models_checkpoint_is_converted_into_the_store(
+    hub: Hub, gguf: bytes, tmp_path: Path
+) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint")
+    files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    hub.files = {**files, "onnx/model.onnx": b"x", "../evil": b"x"}
+    registry = Registry(Settings())
+    model = registry.pull("hf:owner/repo")
+    assert (model.name, read_header(model.path).embedding_window) == ("repo", 16)
+    assert registry.remove("repo").deleted == (model.path,)
+    assert hub.count("GET", "/resolve/.*(onnx|evil)") == 0
+    hub.files = {**files, "Tiny-Q4_0.gguf": gguf}
+    assert registry.pull("hf:owner/repo").name == "Tiny-Q4_0"
+    hub.files = {name: content for name, content in files.items() if name != "modules.json"}
+    with pytest.raises(NotFoundError, match="it has no"):
+        registry.pull("hf:owner/repo", name="other", sha256="0" * 64)
 
 
 @pytest.mark.parametrize(

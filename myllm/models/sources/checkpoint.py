@@ -1,6 +1,6 @@
 """An embedding model's checkpoint out of an archive, or out of a folder, and its way to a GGUF.
 
-Owns which members are taken: those that convert.py reads, each to a file that we name; perhaps out of
+Owns which members are taken: those that bert_checkpoint.py reads, each to a file that we name; perhaps out of
 a zip inside the archive. Must not know pip, hubs or the store's layout.
 """
 
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO, Final
 
 from myllm.errors import BadDataError, IOFailureError
-from myllm.models.convert import FILES, MAX_JSON, OPTIONAL, WEIGHTS, convert
+from myllm.models.bert_checkpoint import FILES, MAX_JSON, WEIGHTS, missing_file
+from myllm.models.convert import convert
 from myllm.models.sources import Progress
 from myllm.models.store import CHUNK, Staging, create_private, file_digest, write_errors
 from myllm.paths import make_private
@@ -64,15 +65,19 @@ def _find(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo] | None:
     if len(weights) > 1 or len(entries) > MAX_MEMBERS:
         raise BadDataError("archive: several models, or far too many members, in it; it is not known which")
     folder = weights[0].filename.removesuffix(WEIGHTS)
-    by_name = {entry.filename: entry for entry in entries}
-    return {name: by_name[folder + name] for name in FILES if folder + name in by_name}
+    wanted = {folder + name: name for name in FILES}
+    taken = [entry for entry in entries if entry.filename in wanted]
+    found = {wanted[entry.filename]: entry for entry in taken}
+    if len(found) < len(taken):
+        raise BadDataError("archive: two of its members have the same name; such an archive is not trusted")
+    return found
 
 
 def _take(
     archive: zipfile.ZipFile, found: dict[str, zipfile.ZipInfo], staging: Staging, progress: Progress
 ) -> Path:
-    if missing := [name for name in FILES if name not in found and name not in OPTIONAL]:
-        raise BadDataError(f"archive: its model is no checkpoint that is known, {missing[0]} is missing")
+    if missing := missing_file(found):
+        raise BadDataError(f"archive: its model is no checkpoint that is known, {missing} is missing")
     checkpoint = make_private(staging.folder / "checkpoint")
     for name, entry in found.items():
         if name != WEIGHTS and entry.file_size > MAX_JSON:

@@ -24,6 +24,8 @@ class CopySource:
 
     def fetch(self, place: str, staging: Staging, progress: Progress) -> Fetched:
         there = IN_PLACE.fetch(place, staging, progress)
+        if staging.holds(there.files[0]):  # a checkpoint was converted: that is no file of the user's
+            return there
         total = sum(file.stat().st_size for file in there.files)
         digest = hashlib.sha256()
         done = 0

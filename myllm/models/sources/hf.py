@@ -1,4 +1,5 @@
-"""`hf:OWNER/REPO[:QUANT|/FILE]`: a model of a Hugging Face hub, kept in that hub's own cache.
+"""`hf:OWNER/REPO[:QUANT|/FILE]`: a model of a Hugging Face hub, kept in that hub's own cache; an embedding
+model's checkpoint is converted into the store.
 
 Owns choosing files in a repository and mapping the library's errors. Endpoint, token, cache and
 proxies are huggingface-hub's business (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, …). File names that a
@@ -83,6 +84,13 @@ class HuggingFaceSource:
             RemoteFile(file.rfilename, file.size, file.lfs.sha256 if file.lfs else None)
             for file in info.siblings or ()
         ]
+        if match["quant"] is None and match["file"] is None and (found := checkpoint_among(files)):
+            paths = _download(api, match["repo"], info.sha, found, progress)
+            _digest(paths, found, progress)
+            from myllm.models.sources.checkpoint import convert_folder
+
+            file, *digests = convert_folder(paths[0].parent, staging, progress)
+            return Fetched(name_from(match["repo"].rpartition("/")[2]), (file,), *digests)
         chosen = choose(files, match["quant"], match["file"], f"hf:{match['repo']}")
         paths = _download(api, match["repo"], info.sha, chosen, progress)
         return Fetched(name_from(chosen[0].name), tuple(paths), _digest(paths, chosen, progress))
@@ -99,6 +107,19 @@ def is_safe(name: str) -> bool:
         and ":" not in name
         and not any(piece in ("", ".", "..") for piece in pieces)
     )
+
+
+def checkpoint_among(files: Sequence[RemoteFile]) -> list[RemoteFile]:
+    """The files of the embedding model's checkpoint that a repository is; [] for none, or beside GGUFs.
+
+    They are asked for by our names for them, and the first lies at the repository's root.
+    """
+    from myllm.models.bert_checkpoint import FILES, missing_file
+
+    by_name = {file.name: file for file in files}
+    if missing_file(by_name) or any(name.lower().endswith(".gguf") for name in by_name):
+        return []
+    return [by_name[name] for name in FILES if name in by_name]
 
 
 def choose(files: Sequence[RemoteFile], quant: str | None, file: str | None, repo: str) -> list[RemoteFile]:
