@@ -110,7 +110,10 @@ def pull(streams: Streams, source: str, name: str | None, sha256: str | None, pr
 @progress_option
 @click.pass_obj
 def add(streams: Streams, path: Path, name: str | None, copy: bool, progress: bool | None) -> None:
-    """Give the model file PATH a name; it is used where it lies."""
+    """Give the model file PATH a name; it is used where it lies.
+
+    A folder with a BERT checkpoint of sentence-transformers is converted into MyLLM's store.
+    """
     registry = _registry()
     if copy:
         with closing(Progress(streams, progress)) as bar:

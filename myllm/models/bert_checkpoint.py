@@ -105,9 +105,7 @@ def _read(folder: Path, name: str) -> bytes:
 def _json(folder: Path, name: str) -> Any:
     try:
         value = json.loads(_read(folder, name))
-        json.dumps(
-            value, ensure_ascii=False
-        ).encode()  # half a surrogate pair is text that UTF-8 cannot carry
+        json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair
     except (ValueError, RecursionError) as error:
         raise BadDataError(f"checkpoint: {name} is not JSON that can be used") from error
     return value

@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from myllm.errors import BadDataError, IOFailureError, MyllmError, NotFoundError
+from myllm.errors import BadDataError, IOFailureError, NotFoundError
 from myllm.models import catalog as catalog_module
 from myllm.models.bert_checkpoint import read_shape
 from myllm.models.bert_vocabulary import SPECIAL
@@ -187,6 +187,7 @@ def truncate(folder: Path) -> None:
         (write("modules.json", {}), "modules.json"),
         (write("modules.json", [{**MODULES[0], "path": "../x"}, *MODULES[1:]]), "../x"),
         (write("1_Pooling/config.json", []), "1_Pooling/config.json"),
+        (write("1_Pooling/config.json", {**POOLING, "pooling_mode_mean_tokens": "yes"}), "mean_tokens"),
         (write("1_Pooling/config.json", {**POOLING, "include_prompt": False}), "prompt"),
         (write("sentence_bert_config.json", [1]), "sentence_bert_config.json"),
         (write("config_sentence_transformers.json", {"prompts": [1]}), "prompts"),
@@ -365,8 +366,19 @@ def test_an_archive_without_a_checkpoint_has_none(tmp_path: Path) -> None:
     assert take(tmp_path / "a.whl", tmp_path) is None
 
 
-@pytest.mark.parametrize("kind", ["two", "incomplete", "bomb", "same name", "no zip"])
-def test_archives_that_cannot_be_trusted_are_refused(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("two", "several models"),
+        ("incomplete", "tokenizer.json is missing"),
+        ("bomb", "would grow to 10,000,000 bytes"),
+        ("same name", "have the same name"),
+        ("no zip", "not a zip file"),
+    ],
+)
+def test_archives_that_cannot_be_trusted_are_refused(
+    checkpoint: Path, tmp_path: Path, kind: str, named: str
+) -> None:
     if kind == "incomplete":
         (checkpoint / "tokenizer.json").unlink()
     archive = zipped(checkpoint, tmp_path / "a.whl")
@@ -381,7 +393,7 @@ def test_archives_that_cannot_be_trusted_are_refused(checkpoint: Path, tmp_path:
     if kind == "no zip":
         with zipfile.ZipFile(archive, "w") as opened:
             opened.writestr("model.zip", b"no zip")
-    with pytest.raises((MyllmError, zipfile.BadZipFile)):
+    with pytest.raises((BadDataError, zipfile.BadZipFile), match=named):
         take(archive, tmp_path)
 
 
