@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ def encoded(text: str) -> str:
 
 
 def serve(connection: socket.socket, requests: list[dict[str, Any]]) -> None:
+    """Answers until the client is gone, which may be at any moment, as for any server."""
+    with suppress(ConnectionError):
+        answer(connection, requests)
+
+
+def answer(connection: socket.socket, requests: list[dict[str, Any]]) -> None:
     """A window is 100 characters here; items are answered last first."""
     reader = MessageReader()
     connection.sendall(encode(hello("test")))
