@@ -21,10 +21,15 @@ from myllm.errors import BadDataError, InternalError, UnavailableError
 N_TOKENS: Final = 512
 """Tokens of a batch, or one window's where that is longer; measured: 2,048 are no faster (MiniLM-L6)."""
 N_SEQUENCES: Final = 16
+LONGEST_WINDOW: Final = 2048
+"""Tokens of a window at most: llama.cpp keeps logits for each of them, though nobody asks for any, 400 MB
+for these in a vocabulary of 49,152."""
 
 
 class Embedder:
-    """A context for embeddings of at most `window` tokens each."""
+    """A context for embeddings of at most `window` tokens each. Implements `embed_queue.Embedder`."""
+
+    n_sequences = N_SEQUENCES
 
     def __init__(self, model: Model, window: int, n_threads: int) -> None:
         """Raises BadDataError for a model that ranks, UnavailableError where there is too little memory."""
