@@ -1,16 +1,34 @@
 """The embed requests of an engine: what waits, batch by batch through an Embedder, and how each ends.
 
-Used by the engine's thread, which decides when a batch is due beside generation.
+Used by the engine's thread, which decides when a batch is due beside generation. Must not know
+llama.cpp: the fake engine's requests go the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
-from myllm.engine.embedder import N_SEQUENCES, Embedder
+import numpy as np
+from numpy.typing import NDArray
+
 from myllm.engine.embedding import Embedding, Packer, Piece
 from myllm.errors import ContextOverflowError, MyllmError
 from myllm.protocol import EmbedRequest, Message, error_event, tagged
+
+
+class Embedder(Protocol):
+    """What makes vectors of windows."""
+
+    n_tokens: int
+    """Tokens of a batch at most, and so of a window."""
+    n_sequences: int
+    """Windows of a batch at most."""
+
+    def embed(self, windows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """`(len(windows), dimensions)` vectors; blocks. Raises MyllmError."""
+
+    def close(self) -> None: ...
 
 
 class EmbedQueue:
@@ -22,7 +40,7 @@ class EmbedQueue:
     ) -> None:
         self._open, self._window, self._clock = open_embedder, window, clock
         self._embedder: Embedder | None = None
-        self._packer = Packer(0, N_SEQUENCES)
+        self._packer = Packer()
         self._embeddings: dict[int, Embedding] = {}
 
     def __bool__(self) -> bool:
@@ -41,6 +59,7 @@ class EmbedQueue:
                 self.close()
                 self._embedder = self._open(longest)
                 self._packer.n_tokens = self._embedder.n_tokens
+                self._packer.n_sequences = self._embedder.n_sequences
         except MyllmError as error:
             return [tagged(error_event(error), request.id)]
         embedding = Embedding(request, texts, arrived)

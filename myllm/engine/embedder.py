@@ -16,21 +16,29 @@ from numpy.typing import NDArray
 from myllm.engine import llama
 from myllm.engine.context import Batch
 from myllm.engine.llama import Model, lib
+from myllm.engine.space import round_up
 from myllm.errors import BadDataError, InternalError, UnavailableError
 
-N_TOKENS: Final = 512
-"""Tokens of a batch, or one window's where that is longer; measured: 2,048 are no faster (MiniLM-L6)."""
+N_TOKENS: Final = 256
+"""Tokens of a batch, or one window's where that is longer. Every token is compared with all of its batch,
+other windows too: 512 were slower in six pairs of six, by 2 to 15 % (MiniLM-L6, 37 tokens a text)."""
 N_SEQUENCES: Final = 16
+LONGEST_WINDOW: Final = 2048
+"""Tokens of a window at most: llama.cpp keeps logits for each of them, though nobody asks for any, 400 MB
+for these in a vocabulary of 49,152."""
 
 
 class Embedder:
-    """A context for embeddings of at most `window` tokens each."""
+    """A context for embeddings of at most `window` tokens each. Implements `embed_queue.Embedder`."""
+
+    n_sequences = N_SEQUENCES
 
     def __init__(self, model: Model, window: int, n_threads: int) -> None:
         """Raises BadDataError for a model that ranks, UnavailableError where there is too little memory."""
         if model.pooling == lib.LLAMA_POOLING_TYPE_RANK:
             raise BadDataError("model: it ranks texts and makes no vectors; use an embedding model")
-        self.n_tokens = max(N_TOKENS, window)
+        # llama.cpp aborts where the mean is taken and this is no multiple of n_seq_max.
+        self.n_tokens = round_up(max(N_TOKENS, window))
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = self.n_tokens
         params.n_seq_max = N_SEQUENCES

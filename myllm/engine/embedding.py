@@ -126,8 +126,8 @@ class Packer:
     LOOK_AHEAD = 64
     """Windows behind the first that may go before it, to fill a batch that has no room for it."""
 
-    def __init__(self, n_tokens: int, n_sequences: int) -> None:
-        self.n_tokens, self._n_sequences = n_tokens, n_sequences
+    def __init__(self, n_tokens: int = 0, n_sequences: int = 0) -> None:
+        self.n_tokens, self.n_sequences = n_tokens, n_sequences
         self._waiting: deque[Waiting] = deque()
 
     def __len__(self) -> int:
@@ -148,7 +148,7 @@ class Packer:
         room = min(self.n_tokens, most or self.n_tokens)
         batch: list[Waiting] = []
         passed: list[Waiting] = []
-        while self._waiting and len(batch) < self._n_sequences and len(passed) < self.LOOK_AHEAD and room > 0:
+        while self._waiting and len(batch) < self.n_sequences and len(passed) < self.LOOK_AHEAD and room > 0:
             window = self._waiting.popleft()
             if batch and len(window.tokens) > room:
                 passed.append(window)

@@ -7,7 +7,6 @@ step does is decided in scheduler.py; how llama.cpp is told, in llama.py.
 from __future__ import annotations
 
 import queue
-import secrets
 import sys
 import threading
 import time
@@ -22,27 +21,23 @@ from numpy.typing import NDArray
 from myllm.engine import llama
 from myllm.engine.context import Batch, Context
 from myllm.engine.embed_queue import EmbedQueue
-from myllm.engine.embedder import Embedder
+from myllm.engine.embedder import LONGEST_WINDOW, Embedder
 from myllm.engine.embedding import Piece
 from myllm.engine.generation import Generation, Times
 from myllm.engine.layout import choose_layout
 from myllm.engine.llama import Model
 from myllm.engine.logprobs import log_probabilities
-from myllm.engine.samplers import make_sampler
+from myllm.engine.requests import Offer, new_generation
 from myllm.engine.scheduler import Chunk, Plan, Scheduler
 from myllm.engine.sequence import Sequence
 from myllm.engine.space import round_up
-from myllm.engine.text import TextStream
-from myllm.errors import BadDataError, ContextOverflowError, InternalError, MyllmError
-from myllm.protocol import MAX_SEED, EmbedRequest, GenRequest, LoadOptions, Message, error_event, tagged
+from myllm.errors import BadDataError, InternalError, MyllmError
+from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message, error_event, tagged
 
 Emit = Callable[[list[Message]], None]
 
 BATCH = 512
 """Tokens in a step at most; more does not prefill faster on a CPU and delays cancellations."""
-EMBED_WINDOW = 2048
-"""Tokens of a text embedded at once, at most: llama.cpp keeps logits for each of them, though nobody
-asks for any, 400 MB for these in a vocabulary of 49,152."""
 EMBED_BESIDE = 128
 """Tokens embedded between two steps of running sequences, so that these keep about their pace."""
 MAX_FAILURES = 2
@@ -69,15 +64,15 @@ class LlamaEngine:
         if model.has_encoder or not model.has_decoder:
             raise BadDataError("model: it has an encoder apart, which is not supported; use another model")
         self._model, self._options, self._emit, self._clock = model, options, emit, clock
-        self._recommended = recommended
         self._layout = choose_layout(options, model)
         self.tokenizer = model.tokenizer
         self.window = self._layout.window
+        self._offer = Offer(model, self.window, recommended)
         self._batch = Batch(BATCH)
         self._context: Context | None = None
         self._scheduler = Scheduler(self._layout.space, BATCH)
         self._generations: dict[int, Generation] = {}
-        self.embed_window = min(model.n_ctx_train, EMBED_WINDOW)
+        self.embed_window = min(model.n_ctx_train, LONGEST_WINDOW)
         self._embeddings = EmbedQueue(self._open_embedder, self.embed_window, clock)
         self._arrivals = 0
         self._device = "gpu" if llama.lib.llama_supports_gpu_offload() else "cpu"
@@ -283,7 +278,8 @@ class LlamaEngine:
         if request.id is None or request.id in self._generations:
             raise ValueError("the worker gives every request an id of its own")
         try:
-            generation = self._new_generation(request, prompt, dropped_tokens, times)
+            self._arrivals += 1
+            generation = new_generation(request, prompt, dropped_tokens, times, self._offer, self._arrivals)
         except MyllmError as error:
             return [tagged(error_event(error), request.id)]
         except Exception as error:  # noqa: BLE001 - not in flight yet, so nobody else would tell its client
@@ -295,30 +291,6 @@ class LlamaEngine:
             return self._finish(generation, "length")
         self._scheduler.submit(generation.sequence)
         return []
-
-    def _new_generation(
-        self, request: GenRequest, prompt: list[int], dropped_tokens: int, times: Times
-    ) -> Generation:
-        if self._model.is_encoder:
-            raise BadDataError("model: it makes embeddings, not text; use `myllm embed`, or give another -m")
-        if len(prompt) >= self.window:
-            raise ContextOverflowError(
-                f"prompt: {len(prompt):,} tokens do not fit the window of {self.window:,}; shorten it"
-            )
-        answer = self.window if request.max_tokens is None else request.max_tokens
-        limit = min(len(prompt) + answer, self.window)
-        seed = secrets.randbelow(MAX_SEED) if request.seed is None else request.seed
-        self._arrivals += 1
-        return Generation(
-            request,
-            Sequence(request.id or 0, list(prompt), limit, request.priority, self._arrivals),
-            times,
-            n_prompt=len(prompt),
-            seed=seed,
-            dropped_tokens=dropped_tokens,
-            sampler=make_sampler(request, prompt, seed, self._recommended, self._model),
-            text=TextStream(request.stop),
-        )
 
     def _admitted(self, generation: Generation, n_cached: int, now: float) -> None:
         if generation.times.admitted is None:  # else it was preempted, and comes back

@@ -6,7 +6,6 @@ in milliseconds. Must not know sockets, templates or llama.cpp.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -14,17 +13,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from myllm.engine import Emit, Progress
-from myllm.engine.embedding import Embedding, Piece
+from myllm.engine.embed_queue import EmbedQueue
+from myllm.engine.embedding import Piece
+from myllm.engine.fake_embedder import FakeEmbedder
 from myllm.engine.generation import Generation, Times
 from myllm.engine.sequence import Sequence as SequenceOfTokens
 from myllm.engine.text import TextStream
@@ -35,13 +34,16 @@ SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 """Control tokens; a token's id is its place here."""
 PIECE = re.compile(r"\s?[^\s<]{1,16}|\s?<|\s")
 """A word with the space before it is one token; long ones break up, and `<` stands alone."""
+EMBED_BESIDE = 16
+"""Tokens embedded between two steps of running requests."""
 CONTENTS_ONLY = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """The default chat template: nothing but the contents, so that an echo is exactly what was asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong, and when: after `after_tokens` tokens of the `request`-th request, or `at` "load".
+    """What goes wrong, and when: after `after_tokens` tokens of the `request`-th request, or `at` "load",
+    or `at` "vector", after as many vectors of all requests together.
 
     Kinds: `kill`, `segv` and `abort` are signals, `exit` is status 3, `hang` never returns, `error`
     is a foreign exception. `request` counts from 1; None means whichever comes first. `words` go to
@@ -74,7 +76,8 @@ class Script:
 
     `tokens` are the pieces of every answer, which then stops; without them the answer repeats the
     prompt token by token. A text's vector has `dimensions` numbers and depends on its words alone.
-    Paces are in ms; all running requests advance by one token a step.
+    Paces are in ms; all running requests advance by one token a step, and beside them some windows
+    of the texts to embed.
     """
 
     tokens: list[str] | None = None
@@ -170,7 +173,9 @@ class FakeEngine:
         self._waiting: list[Answer] = []
         self._running: list[Answer] = []
         self._cancelled: set[int | None] = set()
-        self._embeddings: list[Embedding] = []
+        self._embeddings = EmbedQueue(self._open_embedder, self.window, time.monotonic)
+        self._actions: list[Callable[[], list[Message]]] = []
+        """What embed requests ask for, in order of arrival."""
         self._count = 0
         self._closing = False
         self._changed = threading.Condition()
@@ -208,31 +213,17 @@ class FakeEngine:
         return self.window
 
     def embed(self, request: EmbedRequest, texts: list[list[Piece]], *, arrived: float | None = None) -> None:
-        now = time.monotonic() if arrived is None else arrived
+        since = time.monotonic() if arrived is None else arrived
         with self._changed:
-            self._count += 1
-            fault = self._script.fault
-            if fault and fault.at == "token" and fault.request in (None, self._count):
-                fault.strike()
-            self._embeddings.append(Embedding(request, texts, now))
+            self._actions.append(lambda: self._embeddings.start(request, texts, since))
             self._changed.notify()
-
-    def _embed(self) -> None:
-        """All windows of the requests that wait, each after its pace."""
-        with self._changed:
-            embeddings, self._embeddings = self._embeddings, []
-        for embedding in embeddings:
-            for window in embedding.windows():
-                if pause_ms := self._script.prompt_ms_per_token * len(window.tokens):
-                    time.sleep(pause_ms / 1000)
-                text = self.tokenizer.decode(window.tokens)
-                self._emit(embedding.take(window.item, window.chunk, _vector(text, self._script.dimensions)))
-            self._emit([embedding.closing(None, time.monotonic())])
 
     def cancel(self, request_id: int) -> None:
         with self._changed:
             if any(answer.generation.request.id == request_id for answer in (*self._running, *self._waiting)):
                 self._cancelled.add(request_id)
+            self._actions.append(lambda: self._embeddings.end(request_id, "cancelled"))
+            self._changed.notify()
 
     def status(self) -> dict[str, Any]:
         with self._changed:
@@ -254,14 +245,17 @@ class FakeEngine:
         while True:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._waiting or self._running or self._embeddings or self._closing
+                    lambda: (
+                        self._waiting or self._running or self._actions or self._embeddings or self._closing
+                    )
                 )
                 if self._closing:
                     return
                 admitted = self._admit()
-            self._embed()
+                actions, self._actions = self._actions, []
             self._pause(admitted)
-            if events := self._step():
+            events = [event for action in actions for event in action()] + self._step()
+            if events := events + self._embed():
                 self._emit(events)
 
     def _admit(self) -> list[Answer]:
@@ -327,17 +321,30 @@ class FakeEngine:
         events = generation.token_events(piece.encode(), extra)
         return events + generation.closing_events("stop", now) if generation.text.stopped else events
 
+    def _embed(self) -> list[Message]:
+        return self._embeddings.expire() + self._embeddings.step(EMBED_BESIDE if self._running else None)
+
+    def _open_embedder(self, window: int) -> FakeEmbedder:
+        script = self._script
+        return FakeEmbedder(
+            self.window,
+            script.dimensions,
+            script.prompt_ms_per_token,
+            self.tokenizer.decode,
+            self._strike_vector,
+        )
+
+    def _strike_vector(self, n_vectors: int) -> None:
+        fault = self._script.fault
+        if fault and fault.at == "vector" and n_vectors == fault.after_tokens:
+            fault.strike()
+
     def _strike(self, answer: Answer) -> None:
         fault = self._script.fault
         if fault is None or fault.at != "token" or fault.request not in (None, answer.number):
             return
         if answer.said == fault.after_tokens:
             fault.strike()
-
-
-def _vector(text: str, dimensions: int) -> NDArray[np.float32]:
-    digest = hashlib.shake_256(text.encode()).digest(dimensions)
-    return np.frombuffer(digest, np.uint8).astype(np.float32) - 127.5
 
 
 def open_fake(path: Path, options: LoadOptions, emit: Emit, progress: Progress) -> FakeEngine:

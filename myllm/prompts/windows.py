@@ -8,18 +8,24 @@ algorithm: token counts of pieces need not add up, so every window is counted ag
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 Encode = Callable[[str], list[int]]
 """Text → token ids, without the model's own tokens around it."""
 
-_SENTENCE: Final = re.compile(r"(?<=[.!?。！？])\s+|\n+")
-"""What separates sentences and lines; it stays with the text before it."""
+_SENTENCE: Final = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])[」』”’）]*\s*|\n+")
+"""What separates sentences and lines; it stays with the text before it. Chinese and Japanese ones end
+without white space."""
 _WORD: Final = re.compile(r"\S*\s+|\S+")
-LONGEST_PIECE: Final = 256
-"""Characters from which a piece without white space is cut like text without words."""
+CHARS_PER_TOKEN: Final = 256
+MOST_AT_ONCE: Final = 65_536
+"""Characters that may be counted as a whole: more of them a token than the above are no text that would
+fit, and llama.cpp's tokenizer recurses on long runs."""
 _HARD_CUT: Final = 32
+"""Characters of a piece of a long word."""
+_ZERO_WIDTH_JOINER: Final = "\u200d"
 
 
 class Window(NamedTuple):
@@ -36,7 +42,7 @@ def cut(text: str, limit: int, overlap: int, encode: Encode) -> Iterator[Window]
     An empty text is one empty window. `limit` is at least 1; a single character of more tokens than
     that is a window over the limit, which the caller refuses.
     """
-    tokens = encode(text) if len(text) <= limit * LONGEST_PIECE else None
+    tokens = encode(text) if len(text) <= _most(limit) else None
     if tokens is not None and len(tokens) <= limit:
         yield Window(0, len(text), tokens)
         return
@@ -61,15 +67,31 @@ class _Piece(NamedTuple):
     sentence: bool
 
 
+def _most(limit: int) -> int:
+    return min(limit * CHARS_PER_TOKEN, MOST_AT_ONCE)
+
+
 def _pieces(text: str, limit: int, encode: Encode) -> Iterator[_Piece]:
     """Sentences where they fit `limit`, else words, else runs of characters; they tile the text."""
     for start, end in _split(text, 0, len(text), _SENTENCE):
-        count = len(encode(text[start:end])) if end - start <= limit * LONGEST_PIECE else limit + 1
+        count = len(encode(text[start:end])) if end - start <= _most(limit) else limit + 1
         if count <= limit:
             yield _Piece(start, end, count, sentence=True)
             continue
         for a, b in _words(text, start, end):
-            yield _Piece(a, b, len(encode(text[a:b])), sentence=b == end)
+            for piece in _fragments(text, a, b, limit, encode):
+                yield piece._replace(sentence=piece.end == end)
+
+
+def _fragments(text: str, start: int, end: int, limit: int, encode: Encode) -> Iterator[_Piece]:
+    """`text[start:end]` halved until every part fits `limit`, or is one character."""
+    count = len(encode(text[start:end]))
+    if count <= limit or end - start == 1:
+        yield _Piece(start, end, count, sentence=False)
+        return
+    middle = _cut_before((start + end) // 2, text, start)
+    yield from _fragments(text, start, middle, limit, encode)
+    yield from _fragments(text, middle, end, limit, encode)
 
 
 def _split(text: str, start: int, end: int, separator: re.Pattern[str]) -> Iterator[tuple[int, int]]:
@@ -82,11 +104,30 @@ def _split(text: str, start: int, end: int, separator: re.Pattern[str]) -> Itera
 
 def _words(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     for match in _WORD.finditer(text, start, end):
-        if match.end() - match.start() <= _HARD_CUT:
-            yield match.span()
-            continue
-        for at in range(match.start(), match.end(), _HARD_CUT):
-            yield at, min(at + _HARD_CUT, match.end())
+        at, word_end = match.span()
+        while word_end - at > _HARD_CUT:
+            cut_at = _cut_before(at + _HARD_CUT, text, at)
+            yield at, cut_at
+            at = cut_at
+        yield at, word_end
+
+
+def _cut_before(at: int, text: str, start: int) -> int:
+    """The last place after `start` and up to `at` where no accent or joined emoji is torn off; else `at`."""
+    place = at
+    while place > start and _belongs_together(text, place):
+        place -= 1
+    return place if place > start else at
+
+
+def _belongs_together(text: str, at: int) -> bool:
+    """Whether what is before and after `at` is one character to a reader."""
+    after = text[at]
+    return (
+        unicodedata.category(after)[0] == "M"  # accents, vowel signs, variation selectors
+        or _ZERO_WIDTH_JOINER in (after, text[at - 1])
+        or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
+    )
 
 
 def _reach(pieces: Sequence[_Piece], first: int, limit: int) -> int:

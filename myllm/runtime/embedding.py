@@ -23,7 +23,6 @@ from myllm.storage.embedding_cache import CachedVectors, EmbeddingCache, cache_k
 
 if TYPE_CHECKING:
     from myllm.models.registry import Model
-    from myllm.runtime.workers import Worker
 
 T = TypeVar("T")
 FLOAT_BYTES = 4
@@ -40,9 +39,9 @@ class Embeddings:
         self._jobs: SimpleQueue[Callable[[EmbeddingCache], None] | None] = SimpleQueue()
 
     async def answer(
-        self, message: Message, call: Call, model: Model, ready: Callable[[], Awaitable[Worker]]
+        self, message: Message, call: Call, model: Model, submit: Callable[[Message, Call], Awaitable[None]]
     ) -> None:
-        """Answers what is cached and passes the rest on to the worker of `ready`, which is asked only then.
+        """Answers what is cached; for the rest, `submit` readies a worker and passes it on.
 
         Raises MyllmError.
         """
@@ -64,7 +63,6 @@ class Embeddings:
         if not missing:
             call.finish(_all_cached(model.name, known[keys[0]], n_cached))
             return
-        worker = await ready()
 
         async def keep(entries: dict[int, CachedVectors]) -> None:
             if request.cache and entries:
@@ -73,7 +71,8 @@ class Embeddings:
                 self._tell(call)
 
         misses = Misses(call, list(missing.values()), n_cached, keep)
-        worker.submit({**message, "texts": list(missing)}, misses)
+        await submit({**message, "texts": list(missing)}, misses)
+        call.carrier = _Through(misses)  # only now: until a worker has it, the task is what can be cancelled
 
     def close(self) -> None:
         """Closes the cache, after what is still to be written; returns at once."""
@@ -141,11 +140,11 @@ class Misses(Call):
         keep: Callable[[dict[int, CachedVectors]], Awaitable[None]],
     ) -> None:
         super().__init__(asker.id, lambda line: None, lambda call: None)
-        self.model, self.load_ms = asker.model, asker.load_ms
+        self.model = asker.model
         self._asker, self._items, self._n_cached, self._keep = asker, items, n_cached, keep
         self._windows: dict[int, list[tuple[int, int, int]]] = {}
         self._vectors: dict[int, list[bytes]] = {}
-        asker.carrier = _Through(self)
+        self._conclusion: asyncio.Task[None] | None = None
 
     def send(self, event: Message) -> None:
         if "item" not in event:
@@ -163,11 +162,12 @@ class Misses(Call):
         if self.over:
             return
         self.over = True
-        if "error" not in event and "finish_reason" not in event:
+        if "usage" in event:
             event["usage"]["cached_texts"] = self._n_cached
-            asyncio.get_running_loop().create_task(self._conclude(event))
-        else:
+        if "error" in event or "finish_reason" in event:
             self._asker.finish(event)
+        else:
+            self._conclusion = asyncio.get_running_loop().create_task(self._conclude(event))
 
     async def _conclude(self, event: Message) -> None:
         """Keeps the vectors first: a cold command ends with its last line."""

@@ -36,6 +36,7 @@ class Intake:
         self._engine: Engine | None = None
         self._preparer: Preparer | None = None
         self._about = ModelFile()
+        self._name = "model"
         self._arrivals: dict[int, float] = {}
         """Requests not yet with the engine: id → moment of arrival; a cancelled one is missing."""
         self._lock = threading.Lock()
@@ -89,8 +90,9 @@ class Intake:
         options = LoadOptions.parse(message.get("options") or {})
         path = Path(message["path"])
         about = self._about = read_model_file(path)
+        self._name = message["name"]
         # First, so that the template's renderer starts beside the loading.
-        self._preparer = Preparer(about.template, message["name"])
+        self._preparer = Preparer(about.template, self._name, start=about.writes)
         self._engine = open_engine(path, options, self._send, self._progress(), about.sampling)
         self._send([{"done": True, "window": self._engine.window}])
 
@@ -125,13 +127,19 @@ class Intake:
 
     def _embed(self, message: Message) -> None:
         engine, _ = self._loaded()
+        request_id = message["id"]
+        if request_id not in self._arrivals:  # cancelled while it waited
+            return
         request = EmbedRequest.parse(message)
-        texts, failures = windows_of(request, engine, self._about)
+        texts, events = windows_of(request, engine, self._about)
+        if self._about.is_made_for_text:
+            note = f"{self._name} is made for text; its vectors are the mean of its last layer"
+            events.insert(0, tagged({"note": note}, request_id))
         with self._lock:
-            arrived = self._arrivals.pop(message["id"], None)
-        if arrived is not None:
-            self._send(failures)
-            engine.embed(request, texts, arrived=arrived)
+            if request_id not in self._arrivals:  # cancelled while it was cut
+                return
+            self._send(events)
+            engine.embed(request, texts, arrived=self._arrivals.pop(request_id))
 
     def _count(self, message: Message) -> None:
         engine, preparer = self._loaded()

@@ -24,10 +24,13 @@ MAX_TEMPLATES: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """What a model's file says of itself: its chat template, the sampling parameters it asks for, and of
-    an embedding model the usual window in tokens and the prefixes of queries and documents.
+    """What a model's file says of itself: whether it `writes`, and whether it was made to and not to embed;
+    its chat template, the sampling parameters it asks for, and of an embedding model the usual window in
+    tokens and the prefixes of queries and documents.
     """
 
+    writes: bool = True
+    is_made_for_text: bool = False
     template: str | None = None
     sampling: Mapping[str, float] = field(default_factory=dict)
     window: int | None = None
@@ -39,21 +42,30 @@ def read_model_file(path: Path) -> ModelFile:
     if is_fake(path):
         from myllm.engine.fake import Script
 
-        return ModelFile(Script.read(path).template)
+        return ModelFile(template=Script.read(path).template)
     from myllm.models.gguf import read_header
 
     header = read_header(path)
-    return ModelFile(header.template, header.sampling, header.embedding_window, header.embedding_prefixes)
+    return ModelFile(
+        header.causal,
+        not header.is_embedding_model,
+        header.template,
+        header.sampling,
+        header.embedding_window,
+        header.embedding_prefixes,
+    )
 
 
 class Preparer:
-    """Prompts for one model. Making one starts the renderer of the model's own template without waiting."""
+    """Prompts for one model. With `start`, making one starts the renderer of the model's own template, which
+    is not waited for."""
 
-    def __init__(self, own_template: str | None, model: str) -> None:
+    def __init__(self, own_template: str | None, model: str, *, start: bool = True) -> None:
         self._own = own_template
         self._model = model
         self._templates: dict[str | None, ChatTemplate] = {}
-        self._template(None)
+        if start:
+            self._template(None)
 
     def prepare(self, request: GenRequest, tokenizer: Tokenizer, window: int) -> Prepared:
         """The prompt's tokens. Raises ContextOverflowError, BadDataError from the template, UsageError."""

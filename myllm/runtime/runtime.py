@@ -95,11 +95,8 @@ class Runtime:
         async with _within(request.deadline_ms):
             name = _text(message, "model") or self._settings.default_model or DEFAULT_MODEL
             worker = await self._ready(await self._find(name, call), message, call)
-        waited = asyncio.get_running_loop().time() - arrived
-        call.load_ms = waited * 1000
-        if request.deadline_ms is not None:
-            message = {**message, "deadline_ms": max(request.deadline_ms - waited * 1000, 0)}
-        worker.submit(message, call)
+        call.load_ms = _ms_since(arrived)
+        worker.submit(_with_time_left(message, call.load_ms), call)
 
     async def _embed(self, message: Message, call: Call, arrived: float) -> None:
         """Answers from the cache; a model is loaded for what is not there."""
@@ -108,20 +105,19 @@ class Runtime:
             name = _text(message, "model") or self._settings.default_embed_model or DEFAULT_EMBED_MODEL
             model = await self._find(name, call)
 
-            async def ready() -> Worker:
+            async def submit(misses: Message, as_call: Call) -> None:
                 worker = await self._ready(model, message, call)
-                call.load_ms = (asyncio.get_running_loop().time() - arrived) * 1000
-                return worker
+                as_call.load_ms = _ms_since(arrived)
+                worker.submit(_with_time_left(misses, as_call.load_ms), as_call)
 
             if self._embeddings is None:
                 from myllm.runtime.embedding import Embeddings  # with SQLite, which nobody else wants
 
                 self._embeddings = Embeddings()
-            await self._embeddings.answer(message, call, model, ready)
+            await self._embeddings.answer(message, call, model, submit)
 
     def _early(self, reason: str, arrived: float, call: Call) -> Message:
-        load_ms = (asyncio.get_running_loop().time() - arrived) * 1000
-        return completed(ended_early(reason), call.model, load_ms)
+        return completed(ended_early(reason), call.model, _ms_since(arrived))
 
     async def _find(self, name: str, call: Call) -> Model:
         """The model of that name, pulled if need be; `call` gets events meanwhile."""
@@ -176,6 +172,17 @@ class Runtime:
             await worker.close()
             raise
         return worker
+
+
+def _ms_since(moment: float) -> float:
+    return (asyncio.get_running_loop().time() - moment) * 1000
+
+
+def _with_time_left(message: Message, waited_ms: float) -> Message:
+    """The request for a worker, whose clock starts later: its deadline counts from the arrival here."""
+    if message.get("deadline_ms") is None:
+        return message
+    return {**message, "deadline_ms": max(message["deadline_ms"] - waited_ms, 0)}
 
 
 def _within(deadline_ms: float | None) -> asyncio.Timeout:

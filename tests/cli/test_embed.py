@@ -23,6 +23,8 @@ from myllm.errors import ContextOverflowError, MyllmError, NotFoundError
 from myllm.protocol import EmbedRequest, MessageReader, encode, hello
 from myllm.runtime.client import Client
 
+from .conftest import Run as RunCommand
+
 Captured = Any
 
 
@@ -169,6 +171,15 @@ def test_an_error_line_of_the_command_before_passes_on(embed: Embed) -> None:
     error, (record,), _ = embed(stdin=lines)
     assert record["error"] == {"code": "deadline", "message": "late"}
     assert error.code == "deadline"
+
+
+def test_a_worker_that_dies_while_it_embeds_is_69_with_its_last_words(
+    run: RunCommand, fake_model: Callable[..., Path]
+) -> None:
+    fault = {"kind": "abort", "at": "vector", "after_tokens": 2, "words": "GGML_ASSERT failed"}
+    ended = run("embed", "-m", fake_model(fault=fault), "--window", 4, stdin=b"a b c. " * 400)
+    assert ended.status == 69
+    assert "GGML_ASSERT failed" in ended.err
 
 
 def test_files_are_documents_with_their_path(embed: Embed, tmp_path: Path) -> None:

@@ -192,40 +192,83 @@ def embed(opened: Opened, request_id: int, *texts: str) -> None:
     opened.engine.embed(EmbedRequest(id=request_id, texts=list(texts)), pieces(opened, *texts))
 
 
-def test_texts_become_vectors_of_norm_one_and_equal_ones_the_same(opened: Opened) -> None:
-    embed(opened, 30, "a cat", "a cat sat on the mat", "a cat")
+def answered(opened: Opened, request_id: int) -> list[Event]:
+    """All events of the only embed request, to its done event."""
     events: list[Event] = []
-    while not (events and events[-1]["done"]):
-        events += [{"done": False, **event} for event in opened.emitted.get(timeout=60)]
-    *found, done = events
+    while not (events and events[-1].get("done")):
+        events += opened.emitted.get(timeout=60)
+    assert {event["id"] for event in events} == {request_id}
+    return events
+
+
+def test_texts_become_vectors_of_norm_one_and_equal_ones_the_same(opened: Opened) -> None:
+    texts = ("a cat", "a cat sat on the mat", "a cat")
+    embed(opened, 30, *texts)
+    *found, done = answered(opened, 30)
     vectors = {e["item"]: np.frombuffer(b64decode(e["embedding"]), "<f4") for e in found}
     assert sorted(vectors) == [0, 1, 2]
     assert all(abs(float(v @ v) - 1) < 1e-5 for v in vectors.values())
     assert float(vectors[0] @ vectors[2]) == pytest.approx(1, abs=1e-5)
     assert float(vectors[0] @ vectors[1]) < 0.999
     assert done["dimensions"] == len(vectors[0])
-    assert done["usage"]["prompt_tokens"] == sum(
-        len(p.tokens) for (p,) in pieces(opened, *["a cat"] * 2)
-    ) + len(pieces(opened, "a cat sat on the mat")[0][0].tokens)
+    assert done["usage"]["prompt_tokens"] == sum(len(p.tokens) for (p,) in pieces(opened, *texts))
 
 
-def test_a_generation_goes_on_while_many_texts_are_embedded(opened: Opened) -> None:
-    opened.submit(40, max_tokens=4, ignore_eos=True)
-    embed(opened, 41, *(f"text number {number} of many" for number in range(200)))
-    ended: dict[int, int] = {}
-    seen = 0
-    while len(ended) < 2:
+def test_a_generation_streams_on_while_many_texts_are_embedded(opened: Opened) -> None:
+    embed(opened, 41, *(f"text {number}" for number in range(200)))
+    opened.submit(40, max_tokens=8, ignore_eos=True)
+    kinds: list[str] = []
+    while kinds.count("done") < 2:
         for event in opened.emitted.get(timeout=120):
-            seen += "embedding" in event
-            if event.get("done"):
-                ended[event["id"]] = seen
-    assert seen == 200
-    assert ended[41] == 200
+            kinds.append("vector" if "embedding" in event else "token" if "token" in event else "done")
+    assert kinds.count("vector") == 200
+    while_it_ran = kinds[kinds.index("token") : kinds.index("done")]
+    assert while_it_ran.count("vector") >= 8
+    assert kinds[kinds.index("done") :].count("vector") > 0
 
 
-def test_an_embedding_can_be_cancelled(opened: Opened) -> None:
-    embed(opened, 50, *["some words"] * 200)
+def test_an_embedding_can_be_cancelled_and_says_no_more(opened: Opened) -> None:
+    embed(opened, 50, *["some words to embed"] * 500)
     opened.engine.cancel(50)
-    while not (event := opened.emitted.get(timeout=60)[-1]).get("done"):
-        pass
-    assert event["id"] == 50
+    *found, done = answered(opened, 50)
+    assert done["finish_reason"] == "cancelled"
+    assert len(found) < 500
+    embed(opened, 51, "another")
+    assert len(answered(opened, 51)) == 2
+
+
+def test_an_embedding_has_a_deadline_from_the_arrival_it_is_told(opened: Opened) -> None:
+    late = EmbedRequest(id=60, texts=["late"], deadline_ms=1000)
+    opened.engine.embed(late, pieces(opened, "late"), arrived=time.monotonic() - 2)
+    (done,) = answered(opened, 60)
+    assert done["finish_reason"] == "deadline"
+
+
+def test_windows_of_one_text_come_in_order_and_pooled_as_one(opened: Opened) -> None:
+    encode = opened.engine.tokenizer.encode
+    ends = (20, 23, 40)
+    text = "one two three four five six seven eight nine ten"
+    windows = [
+        Piece(start, end, encode(text[start:end], special=False))
+        for start, end in zip((0, *ends), (*ends, len(text)), strict=True)
+    ]
+    opened.engine.embed(EmbedRequest(id=70, texts=[text]), [windows])
+    *found, _ = answered(opened, 70)
+    assert [(e["item"], e["chunk"], e["start"], e["end"]) for e in found] == [
+        (0, chunk, window.start, window.end) for chunk, window in enumerate(windows)
+    ]
+    opened.engine.embed(EmbedRequest(id=71, texts=[text], pool="mean"), [windows])
+    pooled, _ = answered(opened, 71)
+    mean = sum(e["tokens"] * np.frombuffer(b64decode(e["embedding"]), "<f4") for e in found)
+    vector = np.frombuffer(b64decode(pooled["embedding"]), "<f4")
+    assert (pooled["chunk"], pooled["start"], pooled["end"]) == (0, 0, len(text))
+    assert float(vector @ mean) / float(np.linalg.norm(mean)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_window_the_model_cannot_take_fails_its_request_alone(opened: Opened) -> None:
+    too_long = [[Piece(0, 1, [5] * (opened.engine.embed_window + 1))], *pieces(opened, "short")]
+    opened.engine.embed(EmbedRequest(id=80, texts=["x", "short"]), too_long)
+    (done,) = answered(opened, 80)
+    assert done["error"]["code"] == "context_overflow"
+    embed(opened, 81, "short")
+    assert len(answered(opened, 81)) == 2

@@ -28,7 +28,20 @@ def test_windows_tile_the_text_and_keep_the_limit(text: str, limit: int) -> None
     assert windows[-1].end == len(text)
     for window in windows:
         assert window.tokens == words(text[window.start : window.end])
-        assert len(window.tokens) <= limit or window.end - window.start <= 32
+        assert len(window.tokens) <= limit or window.end - window.start == 1
+
+
+def utf8(text: str) -> list[int]:
+    """A token a byte, so that one character may have more than the limit."""
+    return list(text.encode())
+
+
+@given(TEXTS, st.integers(1, 40))
+def test_only_a_single_character_may_be_over_the_limit(text: str, limit: int) -> None:
+    windows = list(cut(text, limit, 0, utf8))
+    assert b"".join(bytes(window.tokens) for window in windows) == text.encode()
+    for window in windows:
+        assert len(window.tokens) <= limit or window.end - window.start == 1
 
 
 @given(TEXTS, st.integers(2, 40), st.data())
@@ -46,6 +59,26 @@ def test_windows_end_at_sentences() -> None:
     ends = [text[: window.end].rstrip()[-1] for window in cut(text, 10, 0, words)]
     assert len(ends) > 1
     assert set(ends) == {"."}
+
+
+def test_chinese_sentences_end_without_a_space() -> None:
+    text = "今天天气很好。我们去公园吧！「好的。」他说明天再去。"
+    assert [text[a:b] for a, b, _ in cut(text, 12, 0, lambda part: [0] * len(part))] == [
+        "今天天气很好。",
+        "我们去公园吧！「好的。」",
+        "他说明天再去。",
+    ]
+
+
+def test_no_accent_and_no_joined_emoji_is_torn_apart() -> None:
+    family, e_acute = "👩\u200d👩\u200d👧", "e\u0301"
+    for text in (family * 40, e_acute * 200, "👍🏽" * 99):
+        windows = list(cut(text, 15, 0, lambda part: [0] * len(part)))
+        assert len(windows) > 1
+        for window in windows:
+            part = text[window.start : window.end]
+            assert part[0] in "👩e👍"
+            assert part[-1] in "👧\u0301🏽"
 
 
 def test_an_empty_text_is_one_empty_window() -> None:

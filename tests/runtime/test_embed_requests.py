@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ TEXTS = ["one two", "three", "one two", ""]
 def embed(client: Client, model: Path, texts: list[str], **fields: Any) -> list[Event]:
     request = {"op": "embed", "model": str(model), "texts": texts, **fields}
     return [orjson.loads(line) for line in client.stream(request)]
+
+
+def until_done(events: Iterator[bytes]) -> list[Event]:
+    """The events up to the next done event, that one included."""
+    found: list[Event] = []
+    while not (found and found[-1].get("done")):
+        found.append(orjson.loads(next(events)))
+    return found
 
 
 def items(events: list[Event]) -> list[tuple[int, int, int, int, int]]:
@@ -104,12 +113,79 @@ def test_what_makes_no_sense_is_refused(client: Client, fake_model: FakeModel, f
 def test_a_worker_that_dies_fails_the_request_and_keeps_nothing(
     client: Client, fake_model: FakeModel
 ) -> None:
-    model = fake_model(fault={"kind": "kill", "words": "oh no"})
-    *_, done = embed(client, model, ["a"])
+    model = fake_model(fault={"kind": "kill", "at": "vector", "after_tokens": 20, "words": "oh no"})
+    texts = [f"text {number}" for number in range(40)]
+    *events, done = embed(client, model, texts)
+    assert len(vectors(events)) == 16  # the first batch
     assert done["error"]["code"] == "worker_crashed"
     assert "oh no" in done["error"]["message"]
-    *_, done = embed(client, model, ["a"])
-    assert "error" in done
+    *events, done = embed(client, model, texts[:4])
+    assert not any(event["cached"] for event in events)
+    assert "error" not in done
+
+
+def test_an_exception_while_embedding_fails_its_request_only(client: Client, fake_model: FakeModel) -> None:
+    model = fake_model(fault={"kind": "error", "at": "vector"})
+    (done,) = embed(client, model, ["a"])
+    assert done["error"]["code"] == "internal"
+    *events, done = embed(client, model, ["a"])
+    assert (len(events), done.get("error")) == (1, None)
+
+
+def test_cancelling_ends_an_embedding_and_keeps_nothing(client: Client, fake_model: FakeModel) -> None:
+    model = fake_model(prompt_ms_per_token=5)
+    texts = [f"text {number}" for number in range(200)]
+    client.send({"op": "embed", "id": 1, "model": str(model), "texts": texts})
+    events = client.events()
+    first = orjson.loads(next(events))
+    client.send({"op": "cancel", "id": 1})
+    *found, done = [first, *until_done(events)]
+    assert (done["id"], done["finish_reason"]) == (1, "cancelled")
+    assert 0 < len(vectors(found)) < 200
+    assert done["usage"]["cached_texts"] == 0
+    client.send({"op": "embed", "id": 2, "model": str(model), "texts": texts[:1]})
+    again, done = until_done(events)
+    assert (again["cached"], done["id"]) == (False, 2)
+
+
+def test_cancelling_while_the_model_loads_ends_it(client: Client, fake_model: FakeModel) -> None:
+    client.send({"op": "embed", "id": 1, "model": str(fake_model(load_ms=5000)), "texts": ["a"]})
+    events = client.events()
+    next(events)  # it loads
+    client.send({"op": "cancel", "id": 1})
+    started = time.monotonic()
+    *_, done = until_done(events)
+    assert done["finish_reason"] == "cancelled"
+    assert time.monotonic() - started < 2
+
+
+def test_a_deadline_counts_from_arrival_also_over_a_load(client: Client, fake_model: FakeModel) -> None:
+    model = fake_model(load_ms=600, prompt_ms_per_token=5)
+    texts = [f"text {number}" for number in range(250)]
+    started = time.monotonic()
+    *events, done = embed(client, model, texts, deadline_ms=1000)
+    assert done["finish_reason"] == "deadline"
+    assert time.monotonic() - started < 1.5
+    assert done["timings"]["load_ms"] >= 600
+    assert len(vectors(events)) < 250
+
+
+def test_a_generation_streams_on_while_500_texts_are_embedded(client: Client, fake_model: FakeModel) -> None:
+    model = fake_model(tokens=["x"] * 20, ms_per_token=2, prompt_ms_per_token=0.2)
+    for number in range(2):
+        texts = [f"text {number} {item}" for item in range(250)]
+        client.send({"op": "embed", "id": number, "model": str(model), "texts": texts})
+    client.send({"op": "gen", "id": 2, "model": str(model), "prompt": "a", "raw": True})
+    kinds: list[str] = []
+    lines = client.events()
+    while kinds.count("done") < 3:
+        event = orjson.loads(next(lines))
+        kinds.append("vector" if "embedding" in event else "token" if "token" in event else "done")
+    assert (kinds.count("vector"), kinds.count("token")) == (500, 20)
+    tokens = [place for place, kind in enumerate(kinds) if kind == "token"]
+    between = [later - earlier - 1 for earlier, later in pairwise(tokens)]
+    assert 0 < max(between) <= 16
+    assert tokens[-1] < kinds.index("done") + 1 < len(kinds) - 16
 
 
 def test_a_client_that_goes_away_is_no_harm(fake_model: FakeModel) -> None:

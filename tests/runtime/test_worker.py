@@ -169,6 +169,50 @@ def test_a_request_cancelled_before_the_engine_has_it_ends_once(peer: Peer, fake
     assert (answered["id"], answered["full_text"]) == (2, "a b")
 
 
+def children(pid: int) -> list[str]:
+    """The processes that one has started."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended just now
+            if (entry / "stat").read_text().rpartition(")")[2].split()[1] == str(pid):
+                found.append(entry.name)
+    return found
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("name", "dimensions", "notes"), [("minilm", 384, 0), ("smollm2", 576, 1)])
+def test_a_model_made_for_text_embeds_with_a_note_and_an_encoder_has_no_renderer(
+    peer: Peer, request: pytest.FixtureRequest, name: str, dimensions: int, notes: int
+) -> None:
+    path = request.getfixturevalue(f"{name}_path")
+    peer.send({"op": "load", "path": str(path), "name": name, "options": {}})
+    assert "window" in peer.done()
+    assert bool(children(peer.process.pid)) == (name == "smollm2")
+    peer.send({"op": "embed", "id": 1, "texts": ["a cat sat"]})
+    events = [peer.event()]
+    while not events[-1].get("done"):
+        events.append(peer.event())
+    assert events[-1]["dimensions"] == dimensions
+    said = [event["note"] for event in events if "note" in event]
+    assert len(said) == notes
+    assert all("made for text" in note and "last layer" in note for note in said)
+    peer.send({"op": "gen", "id": 2, "prompt": "hi", "max_tokens": 1})
+    answer = peer.done()
+    assert ("myllm embed" in answer.get("error", {}).get("message", "")) == (name == "minilm")
+
+
+def test_an_embedding_cancelled_before_the_engine_has_it_ends_once(peer: Peer, fake_model: FakeModel) -> None:
+    peer.send({"op": "load", "path": str(fake_model(load_ms=300)), "name": "fake", "options": {}})
+    for request_id in (1, 2):
+        peer.send({"op": "embed", "id": request_id, "texts": ["a b"]})
+    peer.send({"op": "cancel", "id": 1})
+    cancelled, loaded, vector, ended = peer.done(), peer.done(), peer.event(), peer.event()
+    assert (cancelled["id"], cancelled["finish_reason"]) == (1, "cancelled")
+    assert "window" in loaded
+    assert (vector["id"], vector["item"]) == (2, 0)
+    assert (ended["id"], ended["done"]) == (2, True)
+
+
 def test_control_tokens_in_user_text_stay_text(peer: Peer, fake_model: FakeModel) -> None:
     """The echo leaves control tokens out, so that text that comes back whole was never one."""
     peer.load(fake_model(template="<s>{% for m in messages %}{{ m['content'] }}{% endfor %}</s>"))

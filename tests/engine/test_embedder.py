@@ -1,0 +1,157 @@
+"""Embedding models in llama.cpp: an encoder, a generation model, and what is refused."""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from myllm.engine import llama
+from myllm.engine.embedder import N_TOKENS, Embedder
+from myllm.engine.embedding import normalised
+from myllm.engine.engine import LlamaEngine
+from myllm.errors import BadDataError
+from myllm.prompts.windows import cut
+from myllm.protocol import GenRequest, LoadOptions
+from myllm.runtime.intake import DEEP_STACK
+
+pytestmark = pytest.mark.model
+WORDS = "the river runs under an old bridge where music, light and 7 quiet boats meet; naïve 漢字 😀"
+Vectors = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def opened(path: Path) -> llama.Model:
+    llama.start()
+    return llama.Model(path, gpu_layers=0, progress=lambda part: None)
+
+
+@pytest.fixture(scope="module")
+def minilm(minilm_path: Path) -> Iterator[llama.Model]:
+    model = opened(minilm_path)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_path: Path) -> Iterator[llama.Model]:
+    model = opened(smollm2_path)
+    yield model
+    model.close()
+
+
+def vectors(model: llama.Model, windows: list[list[int]], *, longest: int = 64) -> Vectors:
+    embedder = Embedder(model, longest, 2)
+    made = embedder.embed(windows)
+    embedder.close()
+    return np.stack([normalised(vector) for vector in made])
+
+
+@pytest.mark.parametrize("name", ["minilm", "smollm2"])
+def test_a_packed_batch_gives_what_each_window_gives_alone(name: str, request: pytest.FixtureRequest) -> None:
+    model: llama.Model = request.getfixturevalue(name)
+    texts = ["a cat", "the quick brown fox jumps over the lazy dog", "x", "to be or not to be " * 4]
+    windows = [model.tokenizer.encode(text, special=False) for text in texts]
+    packed = vectors(model, windows)
+    alone = np.concatenate([vectors(model, [window]) for window in windows])
+    assert (packed * alone).sum(1) == pytest.approx(np.ones(4), abs=1e-4)
+    assert float(packed[0] @ packed[1]) < 0.999
+
+
+def test_the_longest_window_of_an_encoder_is_embedded(minilm: llama.Model) -> None:
+    assert minilm.n_ctx_train == 512
+    assert vectors(minilm, [[1000] * 512], longest=512).shape == (1, 384)
+
+
+@pytest.mark.parametrize("n_tokens", [N_TOKENS + 1, 600, 1000])
+def test_a_window_of_any_length_is_embedded(smollm2: llama.Model, n_tokens: int) -> None:
+    assert vectors(smollm2, [[1000] * n_tokens], longest=n_tokens).shape == (1, 576)
+
+
+def test_a_model_that_ranks_is_refused(minilm: llama.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "pooling", 4)
+    with pytest.raises(BadDataError, match="ranks texts"):
+        Embedder(minilm, 64, 2)
+
+
+def test_a_model_with_an_encoder_apart_is_refused(
+    minilm: llama.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minilm, "has_encoder", True)
+    with pytest.raises(BadDataError, match="encoder apart"):
+        LlamaEngine(minilm, LoadOptions(), lambda events: None)
+
+
+def test_an_encoder_refuses_to_write_and_names_embed(minilm_path: Path) -> None:
+    emitted: queue.SimpleQueue[list[dict[str, Any]]] = queue.SimpleQueue()
+    engine = LlamaEngine(opened(minilm_path), LoadOptions(), emitted.put)
+    engine.submit(GenRequest(id=1, prompt="hi"), [101, 102])
+    (done,) = emitted.get(timeout=10)
+    assert done["error"]["code"] == "bad_data"
+    assert "myllm embed" in done["error"]["message"]
+    engine.close()
+
+
+# ── windows with real tokenizers ────────────────────────────────────────────────────────────
+
+
+def with_a_deep_stack(work: Callable[[], None]) -> None:
+    """As the worker's intake does it: llama.cpp's tokenizer recurses on long runs."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    before = threading.stack_size(DEEP_STACK)
+    thread = threading.Thread(target=run)
+    thread.start()
+    threading.stack_size(before)
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def prose(n_chars: int) -> str:
+    rng = random.Random(5)
+    words = WORDS.split()
+    parts: list[str] = []
+    while n_chars > 0:
+        end = rng.choice([". ", "!\n", "\n\n"])
+        parts.append(" ".join(rng.choices(words, k=rng.randint(3, 30))) + end)
+        n_chars -= len(parts[-1].encode())
+    return "".join(parts)
+
+
+@pytest.mark.parametrize("name", ["minilm", "smollm2"])
+@pytest.mark.parametrize("kind", ["prose", "one line", "one word", "one accent"])
+def test_three_megabytes_are_tiled_by_windows_within_the_limit_in_seconds(
+    name: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    tokenizer = request.getfixturevalue(name).tokenizer
+    text = {
+        "prose": lambda: prose(3_000_000),
+        "one line": lambda: prose(3_000_000).replace("\n", " ").replace(". ", " "),
+        "one word": lambda: "abcdefghij" * 10_000,
+        "one accent": lambda: "a" + "\u0301" * 100_000,
+    }[kind]()
+
+    def check() -> None:
+        started = time.monotonic()
+        windows = list(cut(text, 254, 0, lambda part: tokenizer.encode(part, special=False)))
+        assert time.monotonic() - started < 30
+        assert [w.start for w in windows] == [0, *(w.end for w in windows[:-1])]
+        assert windows[-1].end == len(text)
+        assert max(len(w.tokens) for w in windows) <= 254
+        if kind == "prose":
+            assert sum(text[w.end - 1] in "\n " for w in windows) > 0.99 * len(windows)
+
+    with_a_deep_stack(check)
