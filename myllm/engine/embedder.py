@@ -21,7 +21,8 @@ from myllm.errors import BadDataError, InternalError, UnavailableError
 
 N_TOKENS: Final = 256
 """Tokens of a batch, or one window's where that is longer. Every token is compared with all of its batch,
-other windows too: 512 were slower in six pairs of six, by 2 to 15 % (MiniLM-L6, 37 tokens a text)."""
+other windows too: 512 were 2 to 15 % slower in six pairs of runs (MiniLM-L6, 37 tokens a text). Four more
+pairs are not counted, as tests ran beside them; 128 were as fast as 256."""
 N_SEQUENCES: Final = 16
 LONGEST_WINDOW: Final = 2048
 """Tokens of a window at most: llama.cpp keeps logits for each of them, though nobody asks for any, 400 MB
