@@ -43,8 +43,8 @@ def texts(
     """The texts of one input. `idle` is called before each wait for more of it. Raises BadDataError."""
     chunks = iter(_announced(chunks, idle))
     if mode == "auto":
-        head, mode = _detect(chunks)
-        chunks = chain([head], chunks)
+        chunks, first = first_line(chunks)
+        mode = "jsonl" if first.data and looks_like_jsonl(first) else "text"
     if mode == "text":
         yield _document(chunks, name)
         return
@@ -59,16 +59,15 @@ def _announced(chunks: Iterable[bytes], idle: Callable[[], None]) -> Iterator[by
         idle()  # all that the chunk completed has been taken
 
 
-def _detect(chunks: Iterator[bytes]) -> tuple[bytes, str]:
-    """What had to be read to know, and the mode: jsonl where the first line is an object."""
+def first_line(chunks: Iterator[bytes]) -> tuple[Iterator[bytes], Line]:
+    """The same input, and its first line that is not blank, as far as a line may be long."""
     held = bytearray()
     for chunk in chunks:
         held += chunk
         if b"\n" in held.lstrip() or len(held) > MAX_LINE:
             break
     first = bytes(held).removeprefix(BOM).lstrip().partition(b"\n")[0]
-    is_jsonl = bool(first) and looks_like_jsonl(Line(first, len(first) > MAX_LINE))
-    return bytes(held), "jsonl" if is_jsonl else "text"
+    return chain([bytes(held)], chunks), Line(first, len(first) > MAX_LINE)
 
 
 def _document(chunks: Iterable[bytes], name: str) -> Text:
@@ -100,7 +99,10 @@ def _text(line: Line, mode: str, field: str | None) -> Text | None:
     own = _kept(record.own)
     if record.upstream_error is not None:
         return Text(own, size, error=record.upstream_error)
-    return Text(own, size, record.text if record.text is not None else _spoken(record))
+    try:
+        return Text(own, size, _spoken(record))
+    except RecordError as error:
+        return Text(own, size, error=error.to_wire())
 
 
 def _kept(own: Any) -> dict[str, Any]:
@@ -108,6 +110,12 @@ def _kept(own: Any) -> dict[str, Any]:
 
 
 def _spoken(record: Record) -> str:
-    """What is said in a conversation, a line a message."""
-    contents = (message.get("content") for message in record.messages or [] if isinstance(message, dict))
-    return "\n".join(content for content in contents if isinstance(content, str))
+    """The record's text, or what is said in its conversation, a line a message. Raises RecordError."""
+    if record.text is not None:
+        return record.text
+    contents = []
+    for index, message in enumerate(record.messages or []):
+        if not isinstance(message, dict) or not isinstance(content := message.get("content"), str):
+            raise RecordError(f"messages[{index}]: expected content, a string")
+        contents.append(content)
+    return "\n".join(contents)

@@ -14,7 +14,9 @@ import click
 
 from myllm.cli import options
 from myllm.cli.console import CHUNK, Streams, visible_json
+from myllm.cli.inputs import MODES
 from myllm.cli.progress import Progress
+from myllm.cli.vectors import FORMATS, writer
 from myllm.errors import IOFailureError, MyllmError, NotFoundError, UsageError
 from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES, EmbedRequest
 
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from myllm.settings import Settings
 
 DEFAULT: Final = "minilm"
-MODES: Final = ("auto", "text", "lines", "jsonl")
-FORMATS: Final = ("json", "base64", "hex", "npy")
 AWAITED: Final = "text on stdin; end it with Ctrl-D"
 PATIENT: Final = 1
 """The priority of embeddings: whoever waits at a terminal comes first."""
@@ -107,7 +107,6 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
     characters. Records keep their own keys. --similar-to reads texts, or records that embed has written.
     """
     from myllm import settings
-    from myllm.cli.vectors import writer
 
     configured = settings.load()
     model = values["model"] or configured.default_embed_model or DEFAULT

@@ -9,16 +9,14 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 from typing import Any, Final
 
 import orjson
 
 from myllm.cli.console import Streams
-from myllm.cli.documents import Text, texts
-from myllm.cli.records import Line, record_lines
+from myllm.cli.documents import Text, first_line, texts
+from myllm.cli.records import Line, loads, record_lines
 from myllm.errors import BadDataError, MyllmError
-from myllm.protocol import MAX_LINE
 
 BLOCK: Final = 2048
 """Vectors compared at once: 3 MiB of 384 numbers each."""
@@ -83,8 +81,8 @@ def run_similar(
 
     query = shaped(_query(embed_texts, values["similar_to"]))
     nearest = Nearest(query / np.float32(np.linalg.norm(query) or 1), values["nearest"])
-    chunks, stored = _detect(iter(chunks))
-    if not stored:
+    chunks, first = first_line(iter(chunks))
+    if not _holds_vector(first):
 
         def record(event: dict[str, Any]) -> bytes:
             if "embedding" not in event:
@@ -133,18 +131,11 @@ def _query(embed_texts: EmbedTexts, text: str) -> Any:
     return found[0]
 
 
-def _detect(chunks: Iterator[bytes]) -> tuple[Iterator[bytes], bool]:
-    """The same input, and whether its first line that is not blank is a record with a vector."""
-    held = bytearray()
-    for chunk in chunks:
-        held += chunk
-        if b"\n" in held.lstrip() or len(held) > MAX_LINE:
-            break
+def _holds_vector(line: Line) -> bool:
     try:
-        first = orjson.loads(bytes(held).lstrip().partition(b"\n")[0])
-    except orjson.JSONDecodeError:
-        first = None
-    return chain([bytes(held)], chunks), isinstance(first, dict) and "embedding" in first
+        return "embedding" in loads(line.data)
+    except BadDataError:
+        return False
 
 
 def _vector(line: Line, floats: Callable[[str], Any]) -> Any:

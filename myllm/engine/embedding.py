@@ -121,7 +121,7 @@ class Waiting(NamedTuple):
 
 
 class Packer:
-    """Windows that wait, in order of arrival; batches of them as full as a short look ahead makes them."""
+    """Windows that wait, the urgent first, then by arrival, in batches as full as a look ahead makes them."""
 
     LOOK_AHEAD = 64
     """Windows behind the first that may go before it, to fill a batch that has no room for it."""
@@ -134,7 +134,9 @@ class Packer:
         return len(self._waiting)
 
     def add(self, windows: Sequence[Waiting]) -> None:
-        self._waiting.extend(windows)
+        """Behind those that came before and are as urgent."""
+        waiting = [*self._waiting, *windows]
+        self._waiting = deque(sorted(waiting, key=lambda window: window.embedding.request.priority))
 
     def drop(self, embedding: Embedding) -> None:
         """Takes out what is left of a request that ended."""

@@ -279,3 +279,12 @@ def test_what_has_arrived_goes_out_before_more_is_waited_for(requests: list[dict
     theirs.close()
     assert in_time == [True]
     assert run.n_texts == 2
+
+
+def test_a_conversation_is_its_lines_and_one_that_is_none_is_an_error(embed: Embed) -> None:
+    sound = orjson.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]})
+    broken = orjson.dumps({"messages": [{"role": "user", "content": ["a"]}], "n": 2})
+    status, (first, second), _ = embed("--input", "jsonl", stdin=sound + b"\n" + broken)
+    assert (status, first["end"]) == (1, 3)
+    assert (second["n"], second["error"]["code"]) == (2, "bad_data")
+    assert "messages[0]" in second["error"]["message"]

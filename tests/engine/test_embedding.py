@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from myllm.engine.embedding import Embedding, Packer, Piece, normalised
 from myllm.protocol import EmbedRequest, Message
 
 
-def embedding(*lengths: int, request_id: int = 1, **fields: str) -> Embedding:
+def embedding(*lengths: int, request_id: int = 1, **fields: Any) -> Embedding:
     """One text whose windows have these many tokens."""
     pieces = [Piece(index * 10, index * 10 + 10, [7] * n) for index, n in enumerate(lengths)]
-    return Embedding(EmbedRequest(id=request_id, texts=["x"], **fields), [pieces], arrived=0.0)  # type: ignore[arg-type]
+    return Embedding(EmbedRequest(id=request_id, texts=["x"], **fields), [pieces], arrived=0.0)
 
 
 def vector(event: Message) -> list[float]:
@@ -47,6 +48,15 @@ def test_beside_running_sequences_a_batch_is_smaller() -> None:
     packer = Packer(512, 16)
     packer.add(embedding(*[30] * 16).windows())
     assert len(packer.next_batch(128)) == 4
+
+
+def test_an_interactive_request_s_windows_go_before_a_batch_s() -> None:
+    packer = Packer(512, 16)
+    batch, urgent = embedding(500, 500, priority=1), embedding(500, request_id=2)
+    packer.add(batch.windows())
+    packer.add(urgent.windows())
+    order = [packer.next_batch()[0].embedding for _ in range(3)]
+    assert order == [urgent, batch, batch]
 
 
 def test_what_a_request_still_wanted_goes_with_it() -> None:

@@ -188,9 +188,10 @@ def test_a_generation_streams_on_while_500_texts_are_embedded(client: Client, fa
     assert tokens[-1] < kinds.index("done") + 1 < len(kinds) - 16
 
 
-def test_a_client_that_goes_away_is_no_harm(fake_model: FakeModel) -> None:
+def test_a_client_that_goes_away_leaves_no_worker(fake_model: FakeModel, nothing_left: list[int]) -> None:
     model = fake_model(prompt_ms_per_token=5)
     with connect(load()) as client:
         client.send({"op": "embed", "model": str(model), "texts": ["a b c"] * 50})
         client.max_in_flight  # noqa: B018 — waits for the other side to be there
         time.sleep(0.1)
+    assert nothing_left  # there was one, and the fixture sees that it ends

@@ -7,19 +7,17 @@ a zip inside the archive. Must not know pip, hubs or the store's layout.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
-from myllm.errors import BadDataError, IOFailureError
+from myllm.errors import BadDataError
 from myllm.models.bert_checkpoint import FILES, MAX_JSON, WEIGHTS, missing_file
 from myllm.models.convert import convert
 from myllm.models.sources import Progress
-from myllm.models.store import CHUNK, Staging, create_private, file_digest, write_errors
+from myllm.models.sources.members import check_sizes, member_chunks
+from myllm.models.store import Staging, create_private, file_digest, write_errors
 from myllm.paths import make_private
 
-MAX_RATIO: Final = 100
-"""Weights hardly compress; a member that claims to grow more than this is a bomb."""
 MAX_MEMBERS: Final = 10_000
 
 
@@ -90,24 +88,10 @@ def _take(
 def _copy(
     archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: Path, staging: Staging, progress: Progress
 ) -> None:
-    size = entry.file_size
-    if size > MAX_RATIO * max(entry.compress_size, 1):
-        raise BadDataError(f"archive: a member would grow to {size:,} bytes; such an archive is not trusted")
-    if size > (free := staging.free_bytes()):
-        raise IOFailureError(f"archive: its model needs {size:,} bytes and the disk has {free:,}; free some")
+    check_sizes([entry], staging, "archive")
     done = 0
     with archive.open(entry) as stream, write_errors("model file"), open(create_private(file), "wb") as out:
-        for chunk in _chunks(stream, size):
+        for chunk in member_chunks(stream, entry.file_size, "archive"):
             out.write(chunk)
             done += len(chunk)
-            progress(done, size)
-    if done != size:
-        raise BadDataError(f"archive: a member ends {size - done:,} bytes early; the archive is broken")
-
-
-def _chunks(stream: IO[bytes], size: int) -> Iterator[bytes]:
-    """At most `size` bytes, whatever the archive says later on."""
-    left = size
-    while left and (chunk := stream.read(min(CHUNK, left))):
-        left -= len(chunk)
-        yield chunk
+            progress(done, entry.file_size)

