@@ -233,7 +233,9 @@ def _similar(
 
 
 def _conclude(streams: Streams, run: Run) -> int:
-    """The exit status. Raises the error of a lone text."""
+    """Notes on stderr and the exit status. Raises the error of a lone text."""
+    if run.n_empty:
+        streams.note(f"{run.n_empty:,} empty texts: their vector is what the model makes of no words")
     if not run.n_failed:
         return 0
     if run.n_texts == 1 and isinstance(run.first_error, MyllmError):

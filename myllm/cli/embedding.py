@@ -69,6 +69,7 @@ class Run:
         self, client: Client, record: Callable[[dict[str, Any]], bytes], write: Callable[[bytes], None]
     ) -> None:
         self.n_texts = self.n_failed = self.n_cached = self.n_vectors = self.n_tokens = 0
+        self.n_empty = 0
         self.first_error: MyllmError | None = None
         self.model: str | None = None
         self._client = client
@@ -193,6 +194,7 @@ class Run:
             return
         self.n_vectors += 1
         self.n_tokens += event.get("tokens", 0)
+        self.n_empty += event["end"] == 0
         self._release(job, self._record({"index": job.index, **job.own, **event}), last=False)
 
     def _done(self, jobs: list[Job], event: dict[str, Any]) -> None:

@@ -288,3 +288,11 @@ def test_a_conversation_is_its_lines_and_one_that_is_none_is_an_error(embed: Emb
     assert (status, first["end"]) == (1, 3)
     assert (second["n"], second["error"]["code"]) == (2, "bad_data")
     assert "messages[0]" in second["error"]["message"]
+
+
+def test_an_empty_text_has_a_vector_and_is_mentioned(embed: Embed) -> None:
+    stdin = b'{"text": ""}\n{"text": "a"}\n{"text": ""}\n'
+    status, records, said = embed("--input", "jsonl", stdin=stdin)
+    assert (status, [record["end"] for record in records]) == (0, [0, 1, 0])
+    assert "2 empty texts" in said
+    assert "empty" not in embed(stdin=b"a")[2]
