@@ -7,6 +7,7 @@ llama.cpp: the fake engine's requests go the same way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, takewhile
 from typing import Protocol
 
 import numpy as np
@@ -24,9 +25,11 @@ class Embedder(Protocol):
     """Tokens of a batch at most, and so of a window."""
     n_sequences: int
     """Windows of a batch at most."""
+    n_batches: int
+    """Batches that are computed side by side at most."""
 
-    def embed(self, windows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """`(len(windows), dimensions)` vectors; blocks. Raises MyllmError."""
+    def embed(self, batches: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.float32]]:
+        """For each batch of windows, `(len(windows), dimensions)` vectors; blocks. Raises MyllmError."""
 
     def close(self) -> None: ...
 
@@ -88,20 +91,25 @@ class EmbedQueue:
         return [event for request_id in late for event in self.end(request_id, "deadline")]
 
     def step(self, most: int | None = None) -> list[Message]:
-        """One batch, of about `most` tokens: the events of its windows. A failed one ends whom it held."""
-        batch = self._packer.next_batch(most)
-        if not batch or self._embedder is None:
+        """As many batches as are computed side by side, or one of about `most` tokens: the events of
+        their windows. A failure ends whom they held."""
+        if self._embedder is None:
             return []
+        n_batches = 1 if most else self._embedder.n_batches
+        batches = list(takewhile(bool, (self._packer.next_batch(most) for _ in range(n_batches))))
+        if not batches:
+            return []
+        windows = list(chain.from_iterable(batches))
         started = self._clock()
-        for window in batch:
+        for window in windows:
             if window.embedding.started is None:
                 window.embedding.started = started
         try:
-            vectors = self._embedder.embed([window.tokens for window in batch])
+            vectors = self._embedder.embed([[window.tokens for window in batch] for batch in batches])
         except MyllmError as error:
-            return self._fail([w.embedding for w in batch], error)
+            return self._fail([window.embedding for window in windows], error)
         events: list[Message] = []
-        for window, vector in zip(batch, vectors, strict=True):
+        for window, vector in zip(windows, chain.from_iterable(vectors), strict=True):
             events += window.embedding.take(window.item, window.chunk, vector)
             if window.embedding.finished:
                 self._embeddings.pop(window.embedding.request.id or 0, None)

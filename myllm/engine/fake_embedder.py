@@ -19,6 +19,7 @@ class FakeEmbedder:
     """Makes vectors of `dimensions` numbers that depend on a window's text alone, each after its pace."""
 
     n_sequences = 16
+    n_batches = 1
 
     def __init__(
         self,
@@ -36,9 +37,9 @@ class FakeEmbedder:
         self._strike = strike
         self._n_vectors = 0
 
-    def embed(self, windows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """`(len(windows), dimensions)` vectors. Raises InternalError for a scripted exception."""
-        return np.stack([self._vector(tokens) for tokens in windows])
+    def embed(self, batches: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.float32]]:
+        """`(len(windows), dimensions)` vectors of each. Raises InternalError for a scripted exception."""
+        return [np.stack([self._vector(tokens) for tokens in windows]) for windows in batches]
 
     def _vector(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         try:

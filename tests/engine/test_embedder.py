@@ -48,7 +48,7 @@ def smollm2(smollm2_path: Path) -> Iterator[llama.Model]:
 
 def vectors(model: llama.Model, windows: list[list[int]], *, longest: int = 64) -> Vectors:
     embedder = Embedder(model, longest, 2)
-    made = embedder.embed(windows)
+    (made,) = embedder.embed([windows])
     embedder.close()
     return np.stack([normalised(vector) for vector in made])
 
@@ -62,6 +62,24 @@ def test_a_packed_batch_gives_what_each_window_gives_alone(name: str, request: p
     alone = np.concatenate([vectors(model, [window]) for window in windows])
     assert (packed * alone).sum(1) == pytest.approx(np.ones(4), abs=1e-4)
     assert float(packed[0] @ packed[1]) < 0.999
+
+
+def test_batches_side_by_side_give_what_each_gives_alone(minilm: llama.Model) -> None:
+    batches = [[[1000 + i] * (3 + i) for i in range(k, k + 5)] for k in (0, 5, 10)]
+    embedder = Embedder(minilm, 64, 3)
+    side_by_side = embedder.embed(batches)
+    alone = [embedder.embed([batch])[0] for batch in batches]
+    embedder.close()
+    assert embedder.n_batches == 3
+    for one, other in zip(side_by_side, alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+        assert not np.allclose(one[0], one[1], atol=1e-2)
+
+
+def test_a_generation_models_logits_are_kept_for_one_batch_only(smollm2: llama.Model) -> None:
+    embedder = Embedder(smollm2, 64, 4)
+    assert embedder.n_batches == 1
+    embedder.close()
 
 
 def test_the_longest_window_of_an_encoder_is_embedded(minilm: llama.Model) -> None:
