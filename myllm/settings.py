@@ -35,7 +35,9 @@ class Settings:
     keep_alive: float | None = 30 * 60.0
     models_paths: tuple[Path, ...] = ()
     models_max_memory: int | None = None
+    models_max_loaded: int | None = None
     models_preload: tuple[str, ...] = ()
+    queue: int = 512
     model_options: Mapping[str, LoadOptions] = field(default_factory=dict)
 
 
@@ -142,6 +144,13 @@ def _flag(where: str, value: Any) -> bool:
     return known[value.lower()]
 
 
+def _count(where: str, value: Any) -> int:
+    number = int(value) if isinstance(value, str) and value.strip().isdigit() else value
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise _wrong(where, "a whole number from 1", value)
+    return number
+
+
 def _notation(parse: Callable[[str], Any], expected: str) -> Check:
     """Text in one of our notations, or a bare TOML number."""
 
@@ -201,7 +210,11 @@ TABLE: Final = (
         '"8G"',
         "memory that all loaded models may take together",
     ),
+    Setting(
+        "models.max_loaded", "MYLLM_MODELS_MAX_LOADED", _count, "2", "models that are loaded at once, at most"
+    ),
     Setting("models.preload", "MYLLM_MODELS_PRELOAD", _names, '["smollm2"]', "models loaded at start"),
+    Setting("queue", "MYLLM_QUEUE", _count, "512", "requests that run or wait at once; one more is refused"),
 )
 """Every setting but `[model.NAME]`, in the order in which the documentation shows them."""
 

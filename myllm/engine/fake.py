@@ -77,13 +77,14 @@ class Script:
     `tokens` are the pieces of every answer, which then stops; without them the answer repeats the
     prompt token by token. A text's vector has `dimensions` numbers and depends on its words alone.
     Paces are in ms; all running requests advance by one token a step, and beside them some windows
-    of the texts to embed.
+    of the texts to embed. `memory_bytes` are taken as long as the model is loaded.
     """
 
     tokens: list[str] | None = None
     prompt_ms_per_token: float = 0
     ms_per_token: float = 0
     load_ms: float = 0
+    memory_bytes: int = 0
     window: int = 4096
     dimensions: int = 8
     parallel: int = 64
@@ -168,6 +169,7 @@ class FakeEngine:
         self.tokenizer = WordTokenizer(add_bos=script.add_bos)
         self.window = min(options.context or script.window, script.window)
         self._script = script
+        self._ballast = b"\1" * script.memory_bytes
         self._parallel = options.parallel or script.parallel
         self._emit = emit
         self._waiting: list[Answer] = []

@@ -15,9 +15,12 @@ from myllm.runtime.lines import with_id
 
 
 class Carrier(Protocol):
-    """What a running call can be cancelled at: the worker that has it."""
+    """Where a running call can be cancelled and paused: the worker that has it."""
 
     def cancel(self, call: Call) -> None: ...
+
+    def pause(self, call: Call) -> None:
+        """Stops or goes on, as `call.paused` says."""
 
 
 class Call:
@@ -32,17 +35,27 @@ class Call:
         request_id: int | None,
         write: Callable[[bytes], None],
         ended: Callable[[Call], None],
+        client: int = 0,
     ) -> None:
         self.id = request_id
+        self.client = client
+        """Whose it is: clients share a worker fairly."""
         self.model = ""
         self.load_ms = 0.0
         self.over = False
+        self.paused = False
+        self.outcome: Message = {"abandoned": True}
+        """How it ended, for the log: nothing of what was asked or said."""
         self.carrier: Carrier | None = None
         """Set while a worker has it."""
         self.task: asyncio.Task[None] | None = None
         """Set while its model is resolved, pulled and loaded."""
         self._write = write
-        self._ended = ended
+        self._ended = [ended]
+
+    def when_over(self, tell: Callable[[Call], None]) -> None:
+        """Has `tell` called after the done event, or when nobody wants one any more."""
+        self._ended.append(tell)
 
     def send(self, event: Message) -> None:
         """An event that is not the last."""
@@ -57,6 +70,7 @@ class Call:
     def finish(self, event: Message) -> None:
         """The done event; a second one is ignored."""
         if not self.over:
+            self.outcome = _outcome(event)
             self._write(encode(tagged(event, self.id)))
             self._end()
 
@@ -71,6 +85,18 @@ class Call:
         elif self.task:
             self.task.cancel()
 
+    def pause(self, paused: bool) -> None:
+        """Stops it for an asker that does not read, or lets it go on."""
+        self.paused = paused
+        if self.carrier:
+            self.carrier.pause(self)
+
+    def stop(self, error: MyllmError) -> None:
+        """Ends it with an error at once; the worker stops."""
+        if not self.over:
+            self.cancel()
+            self.fail(error)
+
     def abandon(self) -> None:
         """Ends it for an asker that is gone: no more events, and the worker stops."""
         if not self.over:
@@ -79,4 +105,11 @@ class Call:
 
     def _end(self) -> None:
         self.over = True
-        self._ended(self)
+        for tell in self._ended:
+            tell(self)
+
+
+def _outcome(event: Message) -> Message:
+    if error := event.get("error"):
+        return {"error": error.get("code")}
+    return {key: event[key] for key in ("finish_reason", "usage", "timings") if key in event}

@@ -37,10 +37,13 @@ async def _serve(settings: Settings, connection: socket.socket, worker: WorkerPr
     import asyncio
 
     from myllm.runtime.connection import serve_connection
+    from myllm.runtime.fleet import Fleet
+    from myllm.runtime.keeper import Keeper
     from myllm.runtime.runtime import Runtime
 
     reader, writer = await asyncio.open_connection(sock=connection)
-    runtime = Runtime(settings, worker)
+    fleet = Fleet(settings.models_max_memory, settings.models_max_loaded)
+    runtime = Runtime(settings, Keeper(fleet, keep_alive=None, spare=worker))
     try:
         await serve_connection(runtime, reader, writer)
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from myllm import __version__
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 
 CHUNK: Final = 256 * 1024
 MAX_ID: Final = 2**53
+HIGH_WATER: Final = 1024 * 1024
+"""Bytes that wait for a client to read before its calls pause (DESIGN.md §8)."""
+LOW_WATER: Final = 64 * 1024
+PATIENCE: Final = 600.0
+"""Seconds that a client may leave what waits for it unread: `gen | less`."""
+_numbers: Final = count(1)
 
 
 async def serve_connection(
@@ -57,6 +64,9 @@ class Connection:
         self._calls: dict[int | None, Call] = {}
         self._ended = asyncio.Event()
         self._lines: list[bytes] = []
+        self._number = next(_numbers)
+        self._stalled: asyncio.Task[None] | None = None
+        writer.transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
 
     async def serve(self, reader: asyncio.StreamReader) -> None:
         """Takes messages until the client is gone. Raises MyllmError where it talks nonsense."""
@@ -79,11 +89,29 @@ class Connection:
         for call in list(self._calls.values()):
             call.abandon()
         self._flush()
+        if self._stalled:
+            self._stalled.cancel()
 
     def _flush(self) -> None:
         lines, self._lines = self._lines, []
         if lines and not self._writer.is_closing():
             self._writer.write(b"".join(lines))
+            if not self._stalled and self._writer.transport.get_write_buffer_size() > HIGH_WATER:
+                self._stalled = asyncio.get_running_loop().create_task(self._stall())
+
+    async def _stall(self) -> None:
+        """Pauses the calls of a client that does not read until it does; after `PATIENCE` it is cut off."""
+        for call in self._calls.values():
+            call.pause(True)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._writer.drain()
+        except (TimeoutError, OSError):
+            self._writer.transport.abort()
+            return
+        self._stalled = None
+        for call in self._calls.values():
+            call.pause(False)
 
     async def _greet(self, message: Message) -> None:
         greeting = message.get("hello")
@@ -105,11 +133,18 @@ class Connection:
             raise UsageError("request: its id is that of another in flight; ids must be unique")
         if self._calls and (request_id is None or None in self._calls):
             raise UsageError("request: one without id must be alone on its connection")
+        if request_id is not None:
+            await self._room()
+        call = self._calls[request_id] = Call(request_id, self.write, self._forget, self._number)
+        call.paused = self._stalled is not None
+        self._runtime.start(message, call)
+
+    async def _room(self) -> None:
+        """Waits until one of many requests may start: a connection that has many is never refused."""
         while len(self._calls) >= MAX_IN_FLIGHT:
             self._ended.clear()
             await self._ended.wait()
-        call = self._calls[request_id] = Call(request_id, self.write, self._forget)
-        self._runtime.start(message, call)
+        await self._runtime.room()
 
     def _forget(self, call: Call) -> None:
         del self._calls[call.id]

@@ -17,7 +17,7 @@ from myllm.errors import InternalError
 from myllm.models.fingerprint import fingerprint
 from myllm.paths import cache_dir
 from myllm.protocol import EmbedRequest, Message
-from myllm.runtime.call import Call, Carrier
+from myllm.runtime.call import Call
 from myllm.runtime.threads import in_daemon_thread
 from myllm.storage.embedding_cache import CachedVectors, EmbeddingCache, cache_key
 
@@ -139,8 +139,9 @@ class Misses(Call):
         n_cached: int,
         keep: Callable[[dict[int, CachedVectors]], Awaitable[None]],
     ) -> None:
-        super().__init__(asker.id, lambda line: None, lambda call: None)
+        super().__init__(asker.id, lambda line: None, lambda call: None, asker.client)
         self.model = asker.model
+        self.paused = asker.paused
         self._asker, self._items, self._n_cached, self._keep = asker, items, n_cached, keep
         self._windows: dict[int, list[tuple[int, int, int]]] = {}
         self._vectors: dict[int, list[bytes]] = {}
@@ -185,15 +186,17 @@ class Misses(Call):
 
 
 class _Through:
-    """Cancels at the worker what the asker cancels."""
+    """Cancels and pauses at the worker what the asker does."""
 
     def __init__(self, misses: Misses) -> None:
         self._misses = misses
 
     def cancel(self, call: Call) -> None:
-        carrier: Carrier | None = self._misses.carrier
-        if carrier:
+        if carrier := self._misses.carrier:
             carrier.cancel(self._misses)
+
+    def pause(self, call: Call) -> None:
+        self._misses.pause(call.paused)
 
 
 def _events(item: int, entry: CachedVectors) -> list[Message]:

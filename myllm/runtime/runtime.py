@@ -1,27 +1,26 @@
 """The Runtime: from a request that names a model to the worker that answers it.
 
-Owns which workers there are. The same object serves one cold command, the daemon and `myllm
-serve`. Must not know sockets, click, HTTP or llama.cpp. Everything runs on one event loop.
+Owns the requests in flight: how many there may be, and their end when it closes. The same object
+serves one cold command, the daemon and `myllm serve`. Must not know sockets, click, HTTP or llama.cpp.
+Everything runs on one event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from myllm.errors import InternalError, MyllmError, UsageError
+from myllm.errors import InternalError, MyllmError, TryAgainError, UnavailableError, UsageError
 from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message
 from myllm.runtime.call import Call
 from myllm.runtime.events import completed, ended_early
+from myllm.runtime.keeper import Keeper, Wishes
 from myllm.runtime.resolver import Resolver
-from myllm.runtime.shared import Shared, Watch
-from myllm.runtime.spawn import WorkerProcess, spawn
 from myllm.runtime.workers import Worker
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from myllm.models.registry import Model, Registry
     from myllm.runtime.embedding import Embeddings
     from myllm.settings import Settings
@@ -29,52 +28,121 @@ if TYPE_CHECKING:
 DEFAULT_MODEL: Final = "smollm2"
 """What `gen` runs where nobody named a model (DESIGN.md §4)."""
 DEFAULT_EMBED_MODEL: Final = "minilm"
+BATCH_SHARE: Final = 0.75
+"""The part of the queue that connections with many requests may fill: a lone request finds a place."""
 
 Work = Callable[[Message, Call, float], Awaitable[None]]
-"""Takes a request with the moment of its arrival up to where a worker has it. Raises MyllmError."""
+"""Takes a request with the moment of its arrival up to where a worker has it, or answers it. Raises
+MyllmError."""
 
 
 class Runtime:
-    """Answers requests. `spare` is a worker process started in advance, used for the first model."""
+    """Answers requests with the workers of `keeper`; at most as many at once as `settings.queue` says."""
 
-    def __init__(self, settings: Settings, spare: WorkerProcess | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        keeper: Keeper,
+        *,
+        log: Callable[..., None] = lambda event, **fields: None,
+        about: Callable[[], Message] = dict,
+    ) -> None:
+        """`about` tells what `status` says of the process that this runs in."""
         self._settings = settings
+        self._keeper = keeper
+        self._log = log
+        self._about = about
         self._resolver = Resolver(self._open_registry)
-        self._spare = spare
-        self._workers: dict[tuple[Path, LoadOptions], Shared[Worker]] = {}
-        self._running: set[Worker] = set()
         self._embeddings: Embeddings | None = None
+        self._calls: set[Call] = set()
+        self._n_requests = 0
+        self._refusal: MyllmError | None = None
+        self._ended = asyncio.Event()
+        self._operations: dict[object, Work] = {
+            "gen": self._pass_on,
+            "count": self._pass_on,
+            "embed": self._embed,
+            "load": self._load,
+            "unload": self._unload,
+            "status": self._status,
+        }
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is neither a request nor a model."""
+        return not self._calls and self._keeper.empty
+
+    @property
+    def n_requests(self) -> int:
+        """Requests in flight, running or waiting."""
+        return len(self._calls)
+
+    def configure(self, settings: Settings) -> None:
+        """From now on other settings are in force; what is loaded stays as it is."""
+        self._settings = settings
+        self._keeper.configure(settings)
 
     def start(self, message: Message, call: Call) -> None:
         """Takes a request in; all that follows, at last one done event, goes to `call`."""
-        match message.get("op"):
-            case "gen" | "count":
-                self._begin(self._pass_on, message, call)
-            case "embed":
-                self._begin(self._embed, message, call)
-            case "status":
-                call.finish({"done": True, "status": {"workers": [worker.pid for worker in self._running]}})
-            case op:
-                call.fail(UsageError(f"request: no operation {op!r:.80}"))
+        operation = message.get("op")
+        if (work := self._operations.get(operation) if isinstance(operation, str) else None) is None:
+            call.fail(UsageError(f"request: no operation {operation!r:.80}"))
+        elif self._refusal and operation != "status":
+            call.fail(self._refusal)
+        elif len(self._calls) >= self._settings.queue and operation != "status":
+            call.fail(TryAgainError(f"queue: {len(self._calls)} requests run or wait already; try again"))
+        else:
+            self._begin(work, message, call)
+
+    async def room(self) -> None:
+        """Waits until the queue has a place for one more request of a connection with many."""
+        while len(self._calls) >= max(1, self._settings.queue * BATCH_SHARE):
+            await self._ended.wait()
+
+    async def drain(self, grace: float) -> None:
+        """Refuses what is new from now on, and returns when all that runs has ended, after `grace`
+        seconds by an error.
+        """
+        self._refusal = TryAgainError("daemon: it is being stopped; try again in a moment")
+        try:
+            async with asyncio.timeout(grace):
+                while self._calls:
+                    await self._ended.wait()
+        except TimeoutError:
+            for call in list(self._calls):
+                call.stop(UnavailableError("daemon: it was stopped before the answer's end; try again"))
 
     async def close(self) -> None:
         """Ends all workers; returns when they are gone."""
         if self._embeddings:
             self._embeddings.close()
-        if self._spare:
-            self._running.add(await Worker.attach(self._spare))
-            self._spare = None
-        await asyncio.gather(*(worker.close() for worker in list(self._running)))
+        await self._keeper.close()
+
+    # ── a request's life ────────────────────────────────────────────────────────────────────
 
     def _begin(self, work: Work, message: Message, call: Call) -> None:
         loop = asyncio.get_running_loop()
         arrived = loop.time()
+        self._n_requests += 1
+        number = self._n_requests
 
         def ended(task: asyncio.Task[None]) -> None:
             call.task = None
             if task.cancelled():  # perhaps before it ran at all
                 call.finish(self._early("cancelled", arrived, call))
 
+        def over(call: Call) -> None:
+            self._calls.discard(call)
+            self._ended.set()
+            self._ended.clear()
+            self._log(
+                "request",
+                **{"request": number, "op": message.get("op"), "model": call.model, "client": call.client},
+                **{"seconds": round(loop.time() - arrived, 3), **call.outcome},
+            )
+
+        self._calls.add(call)
+        call.when_over(over)
         call.task = loop.create_task(self._answer(work, message, call, arrived))
         call.task.add_done_callback(ended)
 
@@ -116,8 +184,34 @@ class Runtime:
                 self._embeddings = Embeddings()
             await self._embeddings.answer(message, call, model, submit)
 
+    async def _load(self, message: Message, call: Call, arrived: float) -> None:
+        """Has a model loaded, and kept as long as is asked for."""
+        name = _text(message, "model") or self._settings.default_model or DEFAULT_MODEL
+        model = await self._find(name, call)
+        await self._ready(model, message, call)
+        loaded = [entry for entry in await self._keeper.status() if entry["path"] == str(model.path)]
+        call.finish({"done": True, "model": model.name, "loaded": loaded[0] if loaded else None})
+
+    async def _unload(self, message: Message, call: Call, arrived: float) -> None:
+        """Has a model go, or all of them."""
+        if message.get("all") is True:
+            names = await self._keeper.unload(None)
+        else:
+            name = _text(message, "model")
+            if name is None:
+                raise UsageError("unload: give a model, or all")
+            model = await self._find(name, call)
+            names = await self._keeper.unload(model)
+        call.finish({"done": True, "unloaded": names})
+
+    async def _status(self, message: Message, call: Call, arrived: float) -> None:
+        about = {"requests": len(self._calls) - 1, "draining": self._refusal is not None, **self._about()}
+        call.finish({"done": True, "status": {"daemon": about, "models": await self._keeper.status()}})
+
     def _early(self, reason: str, arrived: float, call: Call) -> Message:
         return completed(ended_early(reason), call.model, _ms_since(arrived))
+
+    # ── models ──────────────────────────────────────────────────────────────────────────────
 
     async def _find(self, name: str, call: Call) -> Model:
         """The model of that name, pulled if need be; `call` gets events meanwhile."""
@@ -128,50 +222,27 @@ class Runtime:
 
     async def _ready(self, model: Model, message: Message, call: Call) -> Worker:
         """The worker with the model, loaded as the request asks; `call` gets events meanwhile."""
-        options = LoadOptions.parse(message.get("options") or {})
-        key = model.path, self._merged(model.name, options)
-        work = self._workers.get(key)
-        if work is None:
-            work = self._workers[key] = self._loading(model, key)
-        return await work.join(call.send)
+        given = LoadOptions.parse(message.get("options") or {})
+        configured = self._settings.model_options.get(model.name, LoadOptions())
+        options = LoadOptions(**(configured.to_wire() | given.to_wire()))
+        return await self._keeper.ready(model, options, call.send, _wishes(message))
 
     def _open_registry(self) -> Registry:
         from myllm.models.registry import Registry
 
         return Registry(self._settings)
 
-    def _merged(self, name: str, given: LoadOptions) -> LoadOptions:
-        configured = self._settings.model_options.get(name)
-        if configured is None:
-            return given
-        return LoadOptions(**(configured.to_wire() | given.to_wire()))
 
-    def _loading(self, model: Model, key: tuple[Path, LoadOptions]) -> Shared[Worker]:
-        def forget(*_: object) -> None:
-            if self._workers.get(key) is work:
-                del self._workers[key]
-
-        work = Shared(lambda tell: self._load(model, key[1], tell, forget), forget)
-        return work
-
-    async def _load(
-        self, model: Model, options: LoadOptions, tell: Watch, forget: Callable[[], None]
-    ) -> Worker:
-        process, self._spare = self._spare or spawn(), None
-        worker = await Worker.attach(process)
-        self._running.add(worker)
-
-        def dead(burial: asyncio.Task[None]) -> None:
-            forget()
-            burial.add_done_callback(lambda _: self._running.discard(worker))
-
-        worker.when_dead(dead)
-        try:
-            await worker.load(model.path, model.name, options, tell)
-        except BaseException:
-            await worker.close()
-            raise
-        return worker
+def _wishes(message: Message) -> Wishes:
+    """How long the model shall stay. Raises UsageError."""
+    keep_alive, pin = message.get("keep_alive"), message.get("pin")
+    if keep_alive is not None:
+        if isinstance(keep_alive, bool) or not isinstance(keep_alive, int | float) or not keep_alive >= -1:
+            raise UsageError(f"keep_alive: expected seconds, or -1 for ever, not {keep_alive!r:.80}")
+        keep_alive = math.inf if keep_alive < 0 else float(keep_alive)
+    if pin is not None and not isinstance(pin, bool):
+        raise UsageError(f"pin: expected true or false, not {pin!r:.80}")
+    return Wishes(keep_alive, pin)
 
 
 def _ms_since(moment: float) -> float:

@@ -25,6 +25,8 @@ from myllm.runtime.spawn import WorkerProcess
 
 GRACE: Final = 0.5
 """Seconds a worker has to end when its connection is closed, before it is killed."""
+STATUS_WAIT: Final = 1.0
+"""Seconds that a worker has to say how it is."""
 _FIRST_LOOK: Final = 0.001
 _LONGEST_LOOK: Final = 0.05
 
@@ -46,6 +48,8 @@ class Worker(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._burial: asyncio.Task[None] | None = None
         self._mourners: list[Callable[[asyncio.Task[None]], None]] = []
+        self._rested: Callable[[], None] = lambda: None
+        self._asked: dict[int, asyncio.Future[Message]] = {}
 
     @classmethod
     async def attach(cls, process: WorkerProcess) -> Worker:
@@ -62,6 +66,23 @@ class Worker(asyncio.Protocol):
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has calls."""
+        return bool(self._calls)
+
+    async def status(self) -> Message:
+        """What its engine says of itself. Raises TimeoutError where it does not answer soon."""
+        self._next_id = request_id = self._next_id + 1
+        asked = self._asked[request_id] = self._loop.create_future()
+        self._send({"op": "status", "id": request_id})
+        try:
+            async with asyncio.timeout(STATUS_WAIT):
+                status: Message = (await asked)["status"]
+                return status
+        finally:
+            del self._asked[request_id]
 
     async def load(
         self, path: Path, name: str, options: LoadOptions, progress: Callable[[Message], None]
@@ -83,12 +104,23 @@ class Worker(asyncio.Protocol):
         self._calls[self._next_id] = call
         self._ids[call] = self._next_id
         call.carrier = self
-        self._send({**message, "id": self._next_id})
+        self._send({**message, "id": self._next_id, "client": call.client})
+        if call.paused:
+            self.pause(call)
 
     def cancel(self, call: Call) -> None:
         """Asks the worker to end a call; its done event follows."""
         if self.alive and call in self._ids:
             self._send({"op": "cancel", "id": self._ids[call]})
+
+    def pause(self, call: Call) -> None:
+        """Has the worker stop or go on with a call, as `call.paused` says."""
+        if self.alive and call in self._ids:
+            self._send({"op": "pause" if call.paused else "resume", "id": self._ids[call]})
+
+    def when_idle(self, tell: Callable[[], None]) -> None:
+        """Has `tell` called whenever the last of its calls has ended."""
+        self._rested = tell
 
     def when_dead(self, tell: Callable[[asyncio.Task[None]], None]) -> None:
         """Has `tell` called as soon as the process is known to end, with the task that reaps it and then
@@ -139,8 +171,12 @@ class Worker(asyncio.Protocol):
             if event.get("done"):
                 del self._calls[request_id], self._ids[call]
                 call.finish(completed(event, call.model, call.load_ms))
+                if not self._calls:
+                    self._rested()
             else:
                 call.send(event)
+        elif asked := self._asked.get(request_id):
+            asked.set_result(event)
 
     def _take_load(self, event: Message) -> None:
         if not event.get("done"):

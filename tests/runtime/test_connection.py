@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from myllm.protocol import MAX_LINE, encode, hello
 from myllm.runtime.connection import serve_connection
+from myllm.runtime.fleet import Fleet
+from myllm.runtime.keeper import Keeper
 from myllm.runtime.runtime import Runtime
 from myllm.settings import load
 
@@ -32,7 +34,7 @@ class Server:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
-        self._runtime = Runtime(load())
+        self._runtime = Runtime(load(), Keeper(Fleet(), keep_alive=None))
         self._served: list[Any] = []
 
     def connect(self) -> socket.socket:

@@ -1,0 +1,251 @@
+"""Keeps workers: loads a model once for all who ask, lets it go when its time is over, buries the dead.
+
+Does what `fleet.py` decides. Owns worker processes from their start to their end. Must not know
+requests, connections or names that are not resolved yet. Everything runs on one event loop, by whose
+clock time is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from myllm import hardware
+from myllm.errors import MyllmError, NotFoundError
+from myllm.protocol import LoadOptions, Message
+from myllm.runtime.fleet import Fleet, Member, Room
+from myllm.runtime.memory import resident_bytes, rough_estimate
+from myllm.runtime.shared import Shared, Watch
+from myllm.runtime.spawn import WorkerProcess, spawn
+from myllm.runtime.threads import in_daemon_thread
+from myllm.runtime.workers import Worker
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from myllm.models.registry import Model
+    from myllm.settings import Settings
+
+ENGINE_KEYS: Final = (
+    *("context", "window", "busy", "waiting", "cached", "tokens_per_second", "kv_hit_rate"),
+    *("threads", "gpu_layers"),
+)
+"""What an engine says of itself, passed on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How long a model shall stay from now on; None leaves it as it is."""
+
+    keep_alive: float | None = None
+    """Seconds; infinity is for ever."""
+    pin: bool | None = None
+
+
+class Keeper:
+    """The workers of one Runtime. `spare` is a process started in advance, for the first model."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        keep_alive: float | None,
+        spare: WorkerProcess | None = None,
+        *,
+        estimate: Callable[[Path, LoadOptions], int] = rough_estimate,
+        available: Callable[[], int] = hardware.available_memory,
+        log: Callable[..., None] = lambda event, **fields: None,
+    ) -> None:
+        self._fleet = fleet
+        self._keep_alive = keep_alive
+        self._spare = spare
+        self._estimate, self._available, self._log = estimate, available, log
+        self._work: dict[Member, Shared[Worker]] = {}
+        self._workers: dict[Member, Worker] = {}
+        self._running: set[Worker] = set()
+        self._placing = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no model is loaded or about to be."""
+        return not self._fleet.members
+
+    async def ready(
+        self, model: Model, options: LoadOptions, watch: Watch, wishes: Wishes = Wishes()
+    ) -> Worker:
+        """A worker that has the model loaded at least as `options` say; `watch` takes events meanwhile.
+
+        What is submitted to it at once, before anything is awaited, finds it there. Raises MyllmError.
+        """
+        member = self._fleet.find(model.path, options)
+        if member is None:
+            member = self._enlist(model, options)
+        self._heed(member, wishes)
+        worker = await self._work[member].join(watch)
+        self._settle(member)
+        return worker
+
+    def configure(self, settings: Settings) -> None:
+        """New limits, for the loads to come."""
+        self._fleet.max_memory, self._fleet.max_loaded = (
+            settings.models_max_memory,
+            settings.models_max_loaded,
+        )
+        self._keep_alive = settings.keep_alive
+
+    async def unload(self, model: Model | None) -> list[str]:
+        """Lets a model go, or all of them, when their running requests have finished; their names.
+
+        Raises NotFoundError where it is not loaded.
+        """
+        going = [m for m in self._fleet.members if model is None or m.path == model.path]
+        if model is not None and not going:
+            raise NotFoundError(f"{model.name}: not loaded; `myllm load --list` shows what is")
+        for member in going:
+            member.leaving = True
+        self._review()
+        while any(member in self._fleet.members for member in going):
+            await self._changed.wait()
+        return [member.name for member in going]
+
+    async def close(self) -> None:
+        """Ends all workers; returns when they are gone."""
+        if self._alarm:
+            self._alarm.cancel()
+        if self._spare:
+            self._running.add(await Worker.attach(self._spare))
+            self._spare = None
+        await asyncio.gather(*(worker.close() for worker in list(self._running)))
+
+    async def status(self) -> list[Message]:
+        """What is loaded, as `load --list` shows it."""
+        return list(await asyncio.gather(*(self._describe(member) for member in list(self._fleet.members))))
+
+    # ── a member's life ─────────────────────────────────────────────────────────────────────
+
+    def _enlist(self, model: Model, options: LoadOptions) -> Member:
+        """Begins to load a model. Raises UnavailableError for one that crashed too often."""
+        now = self._now()
+        self._fleet.check_crashes(model.name, model.path, now)
+        member = Member(model.name, model.path, options, 0, self._keep_alive, now)
+        self._fleet.members.append(member)
+        self._work[member] = Shared(lambda tell: self._load(member, tell), lambda _: self._forget(member))
+        return member
+
+    async def _load(self, member: Member, tell: Watch) -> Worker:
+        member.estimate = await in_daemon_thread(lambda: self._estimate(member.path, member.options))
+        await self._make_room(member)
+        process, self._spare = self._spare or spawn(), None
+        worker = await Worker.attach(process)
+        self._running.add(worker)
+        worker.when_dead(lambda burial: self._mourn(member, worker, burial))
+        worker.when_idle(lambda: self._settle(member))
+        started = self._now()
+        try:
+            await worker.load(member.path, member.name, member.options, tell)
+        except BaseException:
+            await worker.close()
+            raise
+        member.loading = False
+        self._workers[member] = worker
+        self._log("loaded", model=member.name, pid=worker.pid, seconds=round(self._now() - started, 3))
+        return worker
+
+    async def _make_room(self, newcomer: Member) -> None:
+        """Has others leave until the newcomer fits. One load after the other: each counts what is free."""
+        async with self._placing:
+            while (room := self._fleet.room(newcomer, self._available())) != Room():
+                await asyncio.gather(*(self._dismiss(member, "memory") for member in room.evict))
+                if room.wait:
+                    await self._changed.wait()
+
+    async def _dismiss(self, member: Member, reason: str) -> None:
+        """Ends an idle member's worker; returns when its memory is free."""
+        worker = self._workers.get(member)
+        self._forget(member)
+        if worker:
+            self._log("unloaded", model=member.name, pid=worker.pid, reason=reason)
+            await worker.close()
+
+    def _mourn(self, member: Member, worker: Worker, burial: asyncio.Task[None]) -> None:
+        if member in self._fleet.members:
+            self._fleet.crashed(member.path, self._now())
+            self._log("crashed", level="error", model=member.name, pid=worker.pid)
+        self._forget(member)
+        burial.add_done_callback(lambda _: self._running.discard(worker))
+
+    def _forget(self, member: Member) -> None:
+        if member in self._fleet.members:
+            self._fleet.members.remove(member)
+        self._work.pop(member, None)
+        self._workers.pop(member, None)
+        self._tell_change()
+
+    def _heed(self, member: Member, wishes: Wishes) -> None:
+        if wishes.keep_alive is not None:
+            member.keep_alive = None if wishes.keep_alive == float("inf") else wishes.keep_alive
+        if wishes.pin is not None:
+            member.pinned = wishes.pin
+
+    # ── idling ──────────────────────────────────────────────────────────────────────────────
+
+    def _settle(self, member: Member) -> None:
+        """Looks, a moment later, whether a member has work: whoever waited for it submits at once."""
+        member.busy = True
+        asyncio.get_running_loop().call_soon(self._look, member)
+
+    def _look(self, member: Member) -> None:
+        worker = self._workers.get(member)
+        if worker is None:
+            return
+        member.busy = worker.busy
+        member.used = self._now()
+        self._review()
+
+    def _review(self) -> None:
+        """Dismisses those whose time is over, and sets the alarm for the next."""
+        for member in self._fleet.expired(self._now()):
+            task = asyncio.get_running_loop().create_task(self._dismiss(member, "keep-alive"))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            member.busy = True  # it is seen to
+        if self._alarm:
+            self._alarm.cancel()
+        when = self._fleet.next_expiry()
+        self._alarm = asyncio.get_running_loop().call_at(when, self._review) if when is not None else None
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._changed.clear()
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # ── telling ─────────────────────────────────────────────────────────────────────────────
+
+    async def _describe(self, member: Member) -> Message:
+        worker = self._workers.get(member)
+        state = "unloading" if member.leaving else "loading" if member.loading else "ready"
+        entry: Message = {"model": member.name, "path": str(member.path), "state": state}
+        if worker is None:
+            return entry | {"pinned": member.pinned}
+        said: Message = {}
+        with suppress(MyllmError, TimeoutError):
+            said = await worker.status()
+        expires = member.expires
+        kept = member.keep_alive if expires is None else max(expires - self._now(), 0.0)
+        return {
+            **entry,
+            "pid": worker.pid,
+            "memory_bytes": resident_bytes(worker.pid),
+            **{key: said.get(key) for key in ENGINE_KEYS},
+            "idle_s": 0.0 if member.busy else round(self._now() - member.used, 1),
+            "keep_alive_s": None if member.pinned or kept is None else round(kept, 1),
+            "pinned": member.pinned,
+        }
