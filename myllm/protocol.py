@@ -32,14 +32,15 @@ PART_CHARS: Final = 3_500_000
 Message = dict[str, Any]
 
 
-def hello(version: str) -> Message:
-    """The first line each way: protocol and program versions and this side's limits."""
+def hello(version: str, **about: Any) -> Message:
+    """The first line each way: protocol and program versions, this side's limits, and what else it is."""
     return {
         "hello": {
             "protocol": PROTOCOL,
             "version": version,
             "max_line": MAX_LINE,
             "max_in_flight": MAX_IN_FLIGHT,
+            **about,
         }
     }
 

@@ -156,7 +156,7 @@ def _embed(
         streams.write(visible_json(data) if escapes else data)
 
     # Where there is a cache, perhaps no worker is needed; else it starts before anything else.
-    with connect(configured, spare=not cache_file(cache_dir()).exists()) as client:
+    with connect(configured, streams.note, spare=not cache_file(cache_dir()).exists()) as client:
         run = Run(client, record, write)
         try:
             run.run(

@@ -122,7 +122,7 @@ def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
 
     from myllm.runtime import connect
 
-    with connect(configured) as client:  # first, so that the worker starts while stdin is read
+    with connect(configured, streams.note) as client:  # first, so that the worker starts while stdin is read
         try:
             given = _read_stdin(streams, values) if reads_stdin else Given()
         except UpstreamError as error:

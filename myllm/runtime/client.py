@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from myllm import __version__
-from myllm.errors import UnavailableError, from_wire
+from myllm.errors import BadDataError, TryAgainError, UnavailableError, from_wire
 from myllm.protocol import PROTOCOL, Message, MessageReader, encode, hello, parse
 from myllm.runtime.lines import is_done
 
@@ -32,7 +32,7 @@ class Client:
         self._on_close = on_close
         self._reader = MessageReader()
         self._lines: deque[bytes] = deque()
-        self._max_in_flight: int | None = None
+        self._greeting: Message | None = None
         self._sending = threading.Lock()
         self._transmit(encode(hello(__version__)))
 
@@ -43,11 +43,26 @@ class Client:
         self.close()
 
     @property
+    def greeting(self) -> Message:
+        """The other side's hello: `protocol`, `version`, and a daemon's `pid` and `kind`. The first call
+        waits for it. Raises UnavailableError.
+        """
+        if self._greeting is None:
+            message = parse(self._next_line())
+            if error := message.get("error"):
+                raise from_wire(error)
+            greeting = message.get("hello")
+            if not isinstance(greeting, dict):
+                raise UnavailableError("runtime: what answers is no MyLLM; is another program there?")
+            self._greeting = greeting
+        return self._greeting
+
+    @property
     def max_in_flight(self) -> int:
-        """How many requests may run at once on this connection; the first call waits for the hello."""
-        if self._max_in_flight is None:
-            self._max_in_flight = self._read_hello()
-        return self._max_in_flight
+        """How many requests may run at once on this connection. Raises UnavailableError."""
+        if self.greeting.get("protocol") != PROTOCOL:
+            raise UnavailableError("runtime: it speaks another protocol; use one version of MyLLM")
+        return int(self.greeting.get("max_in_flight", 1))
 
     def stream(self, request: Message) -> Iterator[bytes]:
         """Sends a request without id; yields its event lines, without newline, the done line last.
@@ -81,19 +96,12 @@ class Client:
         self._connection.close()
         self._on_close()
 
-    def _read_hello(self) -> int:
-        message = parse(self._next_line())
-        if error := message.get("error"):
-            raise from_wire(error)
-        greeting = message.get("hello")
-        if not isinstance(greeting, dict) or greeting.get("protocol") != PROTOCOL:
-            raise UnavailableError("runtime: it speaks another protocol; use one version of MyLLM")
-        return int(greeting.get("max_in_flight", 1))
-
     def _next_line(self) -> bytes:
         while not self._lines:
             try:
                 data = self._connection.recv(CHUNK)
+            except TimeoutError as error:
+                raise TryAgainError("daemon: it does not answer; try again, or see its log") from error
             except OSError:
                 data = b""
             if not data:
@@ -106,4 +114,17 @@ class Client:
             try:
                 self._connection.sendall(lines)
             except OSError as error:
+                self._raise_what_was_said()
                 raise UnavailableError(f"runtime: the connection is gone: {error}; try again") from error
+
+    def _raise_what_was_said(self) -> None:
+        """Raises the error with which the other side ended the connection, if it said one: the socket
+        still holds it though nothing more can be sent.
+        """
+        with suppress(OSError, BadDataError):
+            self._connection.setblocking(False)
+            while data := self._connection.recv(CHUNK):
+                self._lines.extend(self._reader.feed_lines(data))
+        for line in self._lines:
+            if (event := parse(line)).get("error") and "id" not in event:
+                raise from_wire(event["error"])

@@ -38,10 +38,14 @@ _numbers: Final = count(1)
 
 
 async def serve_connection(
-    runtime: Runtime, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    runtime: Runtime, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, **about: Any
 ) -> None:
-    """Serves one client until it is gone or cannot be understood; its calls end with it."""
+    """Serves one client until it is gone or cannot be understood; its calls end with it.
+
+    `about` goes into the hello.
+    """
     connection = Connection(runtime, writer)
+    connection.write(encode(hello(__version__, **about)))
     try:
         await connection.serve(reader)
     except MyllmError as error:
@@ -70,7 +74,6 @@ class Connection:
 
     async def serve(self, reader: asyncio.StreamReader) -> None:
         """Takes messages until the client is gone. Raises MyllmError where it talks nonsense."""
-        self.write(encode(hello(__version__)))
         messages = MessageReader()
         take = self._greet
         while data := await reader.read(CHUNK):

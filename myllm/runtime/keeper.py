@@ -173,11 +173,18 @@ class Keeper:
             await worker.close()
 
     def _mourn(self, member: Member, worker: Worker, burial: asyncio.Task[None]) -> None:
-        if member in self._fleet.members:
+        unforeseen = member in self._fleet.members
+        if unforeseen:
             self._fleet.crashed(member.path, self._now())
-            self._log("crashed", level="error", model=member.name, pid=worker.pid)
         self._forget(member)
-        burial.add_done_callback(lambda _: self._running.discard(worker))
+
+        def buried(_: object) -> None:
+            self._running.discard(worker)
+            if unforeseen:
+                words = worker.last_words
+                self._log("crashed", level="error", model=member.name, pid=worker.pid, words=words)
+
+        burial.add_done_callback(buried)
 
     def _forget(self, member: Member) -> None:
         if member in self._fleet.members:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from myllm.errors import InternalError, MyllmError, TryAgainError, UnavailableError, UsageError
@@ -46,8 +47,10 @@ class Runtime:
         *,
         log: Callable[..., None] = lambda event, **fields: None,
         about: Callable[[], Message] = dict,
+        operations: Mapping[str, Work] = MappingProxyType({}),
     ) -> None:
-        """`about` tells what `status` says of the process that this runs in."""
+        """`about` tells what `status` says of the process that this runs in, whose own `operations` these
+        are."""
         self._settings = settings
         self._keeper = keeper
         self._log = log
@@ -65,6 +68,7 @@ class Runtime:
             "load": self._load,
             "unload": self._unload,
             "status": self._status,
+            **operations,
         }
 
     @property

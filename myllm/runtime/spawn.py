@@ -1,6 +1,7 @@
-"""Starts a worker process: cheap and early, before the slow imports of whoever wants one.
+"""Starts processes of ours: a worker, cheap and early, before the slow imports of whoever wants one; a
+daemon.
 
-Owns how a worker is born: what it inherits and where its last words go. Must not know the
+Owns how they are born: what they inherit and where a worker's last words go. Must not know the
 protocol, asyncio or engines, and imports nothing that costs a command time.
 """
 
@@ -18,7 +19,7 @@ PROTOCOL_FD = 3
 """The worker's end of the socketpair, in the worker."""
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120 — pathlib costs 25 ms
-# The worker must run this very package, and nothing that lies in the current directory: so neither `-m`,
+# They must run this very package, and nothing that lies in the current directory: so neither `-m`,
 # which would also pay for runpy, nor PYTHONPATH, which would put the package's neighbours before the
 # standard library.
 _MAIN = """
@@ -26,8 +27,8 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import myllm
 sys.path.append(sys.path.pop(0))
-from myllm.runtime.worker import main
-main(int(sys.argv[2]))
+from importlib import import_module
+import_module(sys.argv[3]).main(int(sys.argv[2]))
 """
 
 
@@ -37,6 +38,18 @@ class WorkerProcess(NamedTuple):
     pid: int
     protocol: socket.socket
     words: int
+
+
+def python(module: str) -> list[str]:
+    """The command that calls `main(3)` of a module of this package."""
+    return [sys.executable, "-P", "-c", _MAIN, _ROOT, str(PROTOCOL_FD), module]
+
+
+def inherit_nothing_but(fd: int) -> None:
+    """Closes every descriptor but `fd` and the standard three; `fd` is not passed on to children."""
+    os.closerange(3, fd)
+    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
+    os.set_inheritable(fd, False)
 
 
 def spawn() -> WorkerProcess:
@@ -60,7 +73,7 @@ def spawn() -> WorkerProcess:
     try:
         pid = os.posix_spawn(
             sys.executable,
-            [sys.executable, "-P", "-c", _MAIN, _ROOT, str(PROTOCOL_FD)],
+            python("myllm.runtime.worker"),
             os.environ,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

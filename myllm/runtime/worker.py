@@ -24,6 +24,7 @@ from myllm.errors import MyllmError
 from myllm.protocol import MessageReader, encode, hello
 from myllm.runtime.intake import Intake
 from myllm.runtime.outbox import Outbox
+from myllm.runtime.spawn import inherit_nothing_but
 
 CHUNK: Final = 256 * 1024
 
@@ -40,13 +41,6 @@ def main(fd: int) -> None:
     outbox = Outbox(connection)
     outbox.send(encode(hello(__version__)))
     serve(connection, Intake(outbox))
-
-
-def inherit_nothing_but(fd: int) -> None:
-    """Closes every descriptor but `fd` and the standard three; `fd` is not passed on to children."""
-    os.closerange(3, fd)
-    os.closerange(fd + 1, os.sysconf("SC_OPEN_MAX"))
-    os.set_inheritable(fd, False)
 
 
 def import_engine() -> None:

@@ -68,6 +68,11 @@ class Worker(asyncio.Protocol):
         return self._process.pid
 
     @property
+    def last_words(self) -> str:
+        """The end of what it wrote on stdout and stderr, in one line."""
+        return str(self._words)
+
+    @property
     def busy(self) -> bool:
         """Whether it has calls."""
         return bool(self._calls)
