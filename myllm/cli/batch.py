@@ -104,7 +104,7 @@ def run_batch(
 
     from myllm.runtime import connect
 
-    with connect(settings) as client:
+    with connect(settings, streams.note) as client:
         batch = Batch(client, answers, AsTheyEnd() if values["unordered"] else InOrder(), progress)
         try:
             finished = batch.run(ask, done, streams.chunks(AWAITED), values["input_mode"], values["field"])

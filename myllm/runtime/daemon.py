@@ -96,12 +96,9 @@ class Daemon:
         """Serves on the listening socket; returns when all is over and nothing is left behind."""
         loop = asyncio.get_running_loop()
         self._started = loop.time()
-        for number, action in (
-            (signal.SIGTERM, self._stop),
-            (signal.SIGINT, self._stop),
-            (signal.SIGHUP, self._reload),
-        ):
-            loop.add_signal_handler(number, action, *([number] if action == self._stop else []))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         loop.set_exception_handler(self._unforeseen)
         server = await asyncio.start_unix_server(self._welcome, sock=listener)
         self._note("started", version=__version__, kind=self._kind)

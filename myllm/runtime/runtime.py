@@ -47,7 +47,7 @@ class Runtime:
         *,
         log: Callable[..., None] = lambda event, **fields: None,
         about: Callable[[], Message] = dict,
-        operations: Mapping[str, Work] = MappingProxyType({}),
+        operations: Mapping[object, Work] = MappingProxyType({}),
     ) -> None:
         """`about` tells what `status` says of the process that this runs in, whose own `operations` these
         are."""

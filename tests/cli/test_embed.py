@@ -82,7 +82,7 @@ def embed(
 ) -> Callable[..., tuple[int | MyllmError, list[dict[str, Any]], str]]:
     """Runs `myllm embed`: exit status or error, records, stderr."""
 
-    def connect(settings: object, *, spare: bool = True) -> Client:
+    def connect(settings: object, note: object, *, spare: bool = True) -> Client:
         ours, theirs = socket.socketpair()
         server = threading.Thread(target=serve, args=(theirs, requests), daemon=True)
         server.start()
