@@ -18,7 +18,8 @@ from myllm.cli.inputs import MODES
 from myllm.cli.progress import Progress
 from myllm.cli.vectors import FORMATS, writer
 from myllm.errors import IOFailureError, MyllmError, NotFoundError, UsageError
-from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES, EmbedRequest
+from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES
+from myllm.requests import EmbedRequest
 
 if TYPE_CHECKING:
     from myllm.cli.documents import Text

@@ -13,13 +13,15 @@ from typing import Any, Final, TypeVar
 import click
 
 from myllm.errors import MyllmError
-from myllm.protocol import KV_TYPES, OVERFLOW, SAMPLING, LoadOptions
+from myllm.protocol import KV_TYPES, OVERFLOW, SAMPLING, checked_number
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
 
 LOGIT_BIAS: Final = "logit_bias."
 MAX_BIAS: Final = 1e9
+LOADING: Final = ("context", "parallel", "kv_type", "flash_attn", "threads", "gpu_layers")
+"""The fields of LoadOptions."""
 NAMED: Final = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
 """Sampling parameters with an option of their own; the others are for `--set`."""
 
@@ -215,13 +217,25 @@ overflow_option = click.option(
 
 def load_options(values: dict[str, Any]) -> dict[str, Any]:
     """The `options` object of a request, of what was given. Raises UsageError for a value out of range."""
-    return LoadOptions.parse({name: values[name] for name in LoadOptions._fields}).to_wire()
+    given = {name: values[name] for name in LOADING if values[name] is not None}
+    if not given:
+        return {}
+    from myllm.requests import LoadOptions
+
+    return LoadOptions.parse(given).to_wire()
 
 
 def sampling_parameters(values: dict[str, Any]) -> dict[str, Any]:
-    """The sampling part of a request, of what was given. `--set` wins over an option of the same name."""
-    names = (*NAMED, "max_tokens", "seed")
-    given = {name: values[name] for name in names if values.get(name) is not None}
+    """The sampling part of a request, of what was given. `--set` wins over an option of the same name.
+
+    Raises UsageError for a value out of range.
+    """
+    given: dict[str, Any] = {
+        name: checked_number(name, values[name], SAMPLING[name])
+        for name in NAMED
+        if values.get(name) is not None
+    }
+    given |= {name: values[name] for name in ("max_tokens", "seed") if values.get(name) is not None}
     if values["stop"]:
         given["stop"] = list(values["stop"])
     if values["ignore_eos"]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message
+from myllm.protocol import Message
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 
 if TYPE_CHECKING:
     from myllm.engine.embedding import Piece

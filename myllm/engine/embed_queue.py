@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from myllm.engine.embedding import Embedding, Packer, Piece
 from myllm.errors import ContextOverflowError, MyllmError
-from myllm.protocol import EmbedRequest, Message, error_event, tagged
+from myllm.protocol import Message, error_event, tagged
+from myllm.requests import EmbedRequest
 
 
 class Embedder(Protocol):

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm.protocol import EmbedRequest, Message, tagged
+from myllm.protocol import Message, tagged
+from myllm.requests import EmbedRequest
 
 
 class Piece(NamedTuple):

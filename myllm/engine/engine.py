@@ -32,7 +32,8 @@ from myllm.engine.scheduler import Chunk, Plan, Scheduler
 from myllm.engine.sequence import Sequence
 from myllm.engine.space import round_up
 from myllm.errors import BadDataError, InternalError, MyllmError
-from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message, error_event, tagged
+from myllm.protocol import Message, error_event, tagged
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 
 Emit = Callable[[list[Message]], None]
 

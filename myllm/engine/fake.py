@@ -28,7 +28,8 @@ from myllm.engine.generation import Generation, Times
 from myllm.engine.sequence import Sequence as SequenceOfTokens
 from myllm.engine.text import TextStream
 from myllm.errors import BadDataError, InternalError, NotFoundError
-from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message, error_event, tagged
+from myllm.protocol import Message, error_event, tagged
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 """Control tokens; a token's id is its place here."""

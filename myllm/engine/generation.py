@@ -10,7 +10,8 @@ from typing import Any
 
 from myllm.engine.sequence import Sequence
 from myllm.engine.text import ReasoningSplitter, TextStream
-from myllm.protocol import GenRequest, Message, tagged
+from myllm.protocol import Message, tagged
+from myllm.requests import GenRequest
 
 
 @dataclass(slots=True)

@@ -15,7 +15,8 @@ from myllm.engine.samplers import make_sampler
 from myllm.engine.sequence import Sequence
 from myllm.engine.text import TextStream
 from myllm.errors import BadDataError, ContextOverflowError
-from myllm.protocol import MAX_SEED, GenRequest
+from myllm.protocol import MAX_SEED
+from myllm.requests import GenRequest
 
 
 class Offer(NamedTuple):

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from myllm.engine import Engine, open_engine
 from myllm.errors import BadDataError, InternalError, MyllmError, UnavailableError, UsageError
-from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message, encode, error_event, tagged
+from myllm.protocol import Message, encode, error_event, tagged
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 from myllm.runtime.embed_intake import windows_of
 from myllm.runtime.events import ended_early
 from myllm.runtime.outbox import Outbox

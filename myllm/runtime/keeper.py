@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from myllm import hardware
 from myllm.errors import MyllmError, NotFoundError
-from myllm.protocol import LoadOptions, Message
+from myllm.protocol import Message
+from myllm.requests import LoadOptions
 from myllm.runtime.fleet import Fleet, Member, Room
 from myllm.runtime.memory import resident_bytes, rough_estimate
 from myllm.runtime.shared import Shared, Watch

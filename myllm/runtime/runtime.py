@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from myllm.errors import InternalError, MyllmError, TryAgainError, UnavailableError, UsageError
-from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message
+from myllm.protocol import Message
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 from myllm.runtime.call import Call
 from myllm.runtime.events import completed, ended_early
 from myllm.runtime.keeper import Keeper, Wishes

@@ -20,7 +20,8 @@ from myllm.cli.documents import texts
 from myllm.cli.embedding import Run
 from myllm.cli.similar import Nearest
 from myllm.errors import ContextOverflowError, MyllmError, NotFoundError
-from myllm.protocol import EmbedRequest, MessageReader, encode, hello
+from myllm.protocol import MessageReader, encode, hello
+from myllm.requests import EmbedRequest
 from myllm.runtime.client import Client
 
 from .conftest import Run as RunCommand

@@ -15,7 +15,7 @@ import pytest
 
 from myllm.engine import Engine, open_engine
 from myllm.engine.embedding import Piece
-from myllm.protocol import EmbedRequest, GenRequest, LoadOptions
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 
 Event = dict[str, Any]
 PROMPT = "One, two, three, four, five, six, seven,"

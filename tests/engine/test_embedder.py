@@ -19,7 +19,7 @@ from myllm.engine.embedding import normalised
 from myllm.engine.engine import LlamaEngine
 from myllm.errors import BadDataError
 from myllm.prompts.windows import cut
-from myllm.protocol import GenRequest, LoadOptions
+from myllm.requests import GenRequest, LoadOptions
 from myllm.runtime.intake import DEEP_STACK
 
 pytestmark = pytest.mark.model

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.engine.embedding import Embedding, Packer, Piece, normalised
-from myllm.protocol import EmbedRequest, Message
+from myllm.protocol import Message
+from myllm.requests import EmbedRequest
 
 
 def embedding(*lengths: int, request_id: int = 1, **fields: Any) -> Embedding:

@@ -15,7 +15,7 @@ import pytest
 from myllm.engine import open_engine
 from myllm.engine.context import Context
 from myllm.errors import BadDataError, ContextOverflowError
-from myllm.protocol import GenRequest, LoadOptions
+from myllm.requests import GenRequest, LoadOptions
 
 pytestmark = pytest.mark.model
 
