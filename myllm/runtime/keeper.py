@@ -116,6 +116,7 @@ class Keeper:
 
     async def close(self) -> None:
         """Ends all workers; returns when they are gone."""
+        self._fleet.members.clear()
         if self._alarm:
             self._alarm.cancel()
         if self._spare:
