@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from myllm import settings
+from myllm.models.registry import NotPulledError, Registry
 from tests.bench.peers import Peers
 
 
@@ -30,6 +32,14 @@ class Sizes:
     long_records: int
     """Of these, long ones."""
     long_record: int
+    sentences: int
+    """Sentences to embed."""
+    calibration: int
+    """Of these, the ones with which a peer's best way of being asked is found."""
+    lines: tuple[int, int]
+    """Lines of two runs whose memory is compared."""
+    vectors: int
+    """Stored vectors that are searched."""
 
 
 FULL: Final = Sizes(
@@ -44,8 +54,12 @@ FULL: Final = Sizes(
     records=200,
     long_records=6,
     long_record=1500,
+    sentences=1000,
+    calibration=512,
+    lines=(1000, 100_000),
+    vectors=100_000,
 )
-"""The sizes of the targets; about 15 minutes on two quiet cores."""
+"""The sizes of the targets; about 30 minutes on two quiet cores."""
 
 TINY: Final = Sizes(
     alone=8,
@@ -59,6 +73,10 @@ TINY: Final = Sizes(
     records=6,
     long_records=1,
     long_record=60,
+    sentences=80,
+    calibration=16,
+    lines=(10, 100),
+    vectors=100,
 )
 """To try whether the benchmark itself works; its figures mean nothing."""
 
@@ -73,3 +91,14 @@ class Setting:
     n_pairs: int
     sizes: Sizes
     work: Path
+    transformers: Path | None
+    """The environment of sentence-transformers."""
+
+
+def model_file(name: str) -> Path:
+    """A model's file by its name or path, pulled if need be."""
+    registry = Registry(settings.load())
+    try:
+        return registry.resolve(name).path
+    except NotPulledError:
+        return registry.pull(name).path
