@@ -28,6 +28,14 @@ OURS: Final = frozenset({"embedding", "chunk", "start", "end", "tokens", "dimens
 """Keys of our own records that are not passed on from an input record."""
 
 
+class Input(NamedTuple):
+    """One of what is read, by its `name` in messages; `own` goes into the records of all its texts."""
+
+    name: str
+    own: dict[str, Any]
+    chunks: Iterable[bytes]
+
+
 class Text(NamedTuple):
     """A text to embed, or why there is none; `size` in bytes of its input."""
 
@@ -35,6 +43,15 @@ class Text(NamedTuple):
     size: int
     text: str | None = None
     error: dict[str, str] | None = None
+
+
+def all_texts(
+    inputs: Iterable[Input], mode: str, field: str | None, idle: Callable[[], None]
+) -> Iterator[Text]:
+    """The texts of all inputs, one input after the other. Raises BadDataError."""
+    for name, own, chunks in inputs:
+        for text in texts(chunks, mode, field, name, idle):
+            yield text._replace(own=text.own | own)
 
 
 def texts(

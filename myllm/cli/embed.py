@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -21,9 +23,12 @@ from myllm.errors import IOFailureError, MyllmError, NotFoundError, UsageError
 from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES, EmbedRequest
 
 if TYPE_CHECKING:
-    from myllm.cli.documents import Text
+    from myllm.cli.documents import Input, Text
     from myllm.cli.embedding import Run
+    from myllm.runtime.client import Client
     from myllm.settings import Settings
+
+    Source = Callable[[Callable[[], None]], Iterable[Text]]
 
 DEFAULT: Final = "minilm"
 AWAITED: Final = "text on stdin; end it with Ctrl-D"
@@ -113,8 +118,9 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
     request = _request(model, values)
     if not files and streams.stdin_is_terminal:
         raise UsageError("nothing to embed: give FILES, or pipe text in")
+    inputs = _inputs(streams, files)
     if values["similar_to"] is not None:
-        return _similar(streams, configured, request, files, values)
+        return _similar(streams, configured, request, inputs, values)
     shaped = writer(values["notation"], values["out"], values["dimensions"])
     started = time.monotonic()
 
@@ -124,8 +130,8 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
         return shaped.record(event)
 
     try:
-        source = _source(streams, files, values)
-        run = _embed(streams, configured, request, source, record, values["progress"], shaped.in_order)
+        with _connected(streams, configured, values["progress"]) as side:
+            run = _embed(streams, side, request, _source(inputs, values), record, shaped.in_order)
     finally:
         shaped.close()
     if values["verbose"]:
@@ -133,37 +139,51 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
     return _conclude(streams, run)
 
 
-def _embed(
-    streams: Streams,
-    configured: Settings,
-    request: dict[str, Any],
-    source: Callable[[Callable[[], None]], Iterator[Text]],
-    record: Callable[[dict[str, Any]], bytes],
-    wanted: bool | None,
-    in_order: Callable[[bytes], bytes] = bytes,
-) -> Run:
-    """Embeds all of `source`, its records going to stdout."""
-    from myllm.cli.embedding import Run
+class _Connected(NamedTuple):
+    """A client, and what is shown of its events beside the vectors."""
+
+    client: Client
+    progress: Progress
+    note: Callable[[str], None]
+
+
+@contextmanager
+def _connected(streams: Streams, configured: Settings, wanted: bool | None) -> Iterator[_Connected]:
+    """The one connection of a run."""
     from myllm.paths import cache_dir
     from myllm.runtime import connect
     from myllm.storage.embedding_cache import cache_file
 
+    # Where there is a cache, perhaps no worker is needed; else it starts before anything else.
+    with (
+        connect(configured, spare=not cache_file(cache_dir()).exists()) as client,
+        closing(Progress(streams, wanted)) as progress,
+    ):
+        yield _Connected(client, progress, cache(streams.note))  # each note once
+
+
+def _embed(
+    streams: Streams,
+    side: _Connected,
+    request: dict[str, Any],
+    source: Source,
+    record: Callable[[dict[str, Any]], bytes],
+    in_order: Callable[[bytes], bytes] = bytes,
+) -> Run:
+    """Embeds all of `source`, its records going to stdout."""
+    from myllm.cli.embedding import Run
+
     escapes = streams.stdout_is_terminal
-    progress = Progress(streams, wanted)
 
     def write(data: bytes) -> None:
         data = in_order(data)
         streams.write(visible_json(data) if escapes else data)
 
-    # Where there is a cache, perhaps no worker is needed; else it starts before anything else.
-    with connect(configured, spare=not cache_file(cache_dir()).exists()) as client:
-        run = Run(client, record, write)
-        try:
-            run.run(
-                request, source, preparing=progress.preparing, note=streams.note, advanced=progress.records
-            )
-        finally:
-            progress.close()
+    run = Run(side.client, record, write)
+    run.run(
+        request, source, preparing=side.progress.preparing, note=side.note, advanced=side.progress.records
+    )
+    side.progress.close()
     return run
 
 
@@ -186,21 +206,19 @@ def _request(model: str, values: dict[str, Any]) -> dict[str, Any]:
     return request
 
 
-def _source(
-    streams: Streams, files: tuple[str, ...], values: dict[str, Any]
-) -> Callable[[Callable[[], None]], Iterator[Text]]:
-    """The texts of all files, each record with its `path`, or of stdin."""
-    from myllm.cli.documents import texts
+def _inputs(streams: Streams, files: tuple[str, ...]) -> list[Input]:
+    """All files, their records each with its `path`, or stdin; nothing is opened yet."""
+    from myllm.cli.documents import Input
 
-    def source(idle: Callable[[], None]) -> Iterator[Text]:
-        mode, field = values["input_mode"], values["field"]
-        if not files:
-            yield from texts(streams.chunks(AWAITED), mode, field, "stdin", idle)
-        for file in files:
-            for text in texts(_chunks(file), mode, field, file, idle):
-                yield text._replace(own=text.own | {"path": file})
+    if not files:
+        return [Input("stdin", {}, streams.chunks(AWAITED))]
+    return [Input(file, {"path": file}, _chunks(file)) for file in files]
 
-    return source
+
+def _source(inputs: list[Input], values: dict[str, Any]) -> Source:
+    from myllm.cli.documents import all_texts
+
+    return lambda idle: all_texts(inputs, values["input_mode"], values["field"], idle)
 
 
 def _chunks(file: str) -> Iterator[bytes]:
@@ -218,18 +236,21 @@ def _similar(
     streams: Streams,
     configured: Settings,
     request: dict[str, Any],
-    files: tuple[str, ...],
+    inputs: list[Input],
     values: dict[str, Any],
 ) -> int:
+    from myllm.cli.embedding import embed_one
     from myllm.cli.similar import run_similar
 
-    def embed_texts(
-        source: Callable[[Callable[[], None]], Iterator[Text]], record: Callable[[dict[str, Any]], bytes]
-    ) -> Run:
-        return _embed(streams, configured, request, source, record, values["progress"])
+    with _connected(streams, configured, values["progress"]) as side:
+        client, progress, note = side
+        found = embed_one(client, request, values["similar_to"], preparing=progress.preparing, note=note)
+        progress.close()
 
-    chunks = (chunk for file in files for chunk in _chunks(file)) if files else streams.chunks(AWAITED)
-    return run_similar(streams, embed_texts, chunks, values)
+        def embed_inputs(inputs: list[Input], record: Callable[[dict[str, Any]], bytes]) -> int:
+            return _embed(streams, side, request, _source(inputs, values), record).n_failed
+
+        return run_similar(streams, found, embed_inputs, inputs, values)
 
 
 def _conclude(streams: Streams, run: Run) -> int:

@@ -62,6 +62,32 @@ class Lost(NamedTuple):
     error: MyllmError
 
 
+def embed_one(
+    client: Client,
+    base: dict[str, Any],
+    text: str,
+    *,
+    preparing: Callable[[dict[str, Any]], None],
+    note: Callable[[str], None],
+) -> list[str]:
+    """The vectors of one text's windows, in base64; blocks. Nothing else may be in flight at `client`.
+
+    Raises what the text failed with.
+    """
+    vectors = []
+    for line in client.stream(base | {"texts": [text]}):
+        event = parse(line)
+        if error := event.get("error"):
+            raise from_wire(error)
+        if said := event.get("note"):
+            note(said)
+        elif "embedding" in event:
+            vectors.append(event["embedding"])
+        elif event.keys() & {"loading", "pulling"}:
+            preparing(event)
+    return vectors
+
+
 class Run:
     """Embeds texts; `record` makes bytes of a record, `write` takes them in order."""
 
@@ -100,13 +126,11 @@ class Run:
         for name, action in (("feeder", lambda: self._feed(base, source)), ("listener", self._listen)):
             threading.Thread(target=action, name=name, daemon=True).start()
         finished: Finished | None = None
-        said: set[str] = set()
         while finished is None or self.n_texts < finished.n_texts:
             match self._news.get():
                 case bytes(line):
                     event = parse(line)
-                    if (text := event.get("note")) and text not in said:
-                        said.add(text)
+                    if text := event.get("note"):
                         note(text)
                     elif not self.n_texts and event.keys() & {"loading", "pulling"}:
                         preparing(event)

@@ -77,13 +77,22 @@ def requests() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
+def connections() -> list[socket.socket]:
+    return []
+
+
+@pytest.fixture
 def embed(
-    monkeypatch: pytest.MonkeyPatch, captured: Callable[..., Captured], requests: list[dict[str, Any]]
+    monkeypatch: pytest.MonkeyPatch,
+    captured: Callable[..., Captured],
+    requests: list[dict[str, Any]],
+    connections: list[socket.socket],
 ) -> Callable[..., tuple[int | MyllmError, list[dict[str, Any]], str]]:
     """Runs `myllm embed`: exit status or error, records, stderr."""
 
     def connect(settings: object, *, spare: bool = True) -> Client:
         ours, theirs = socket.socketpair()
+        connections.append(theirs)
         server = threading.Thread(target=serve, args=(theirs, requests), daemon=True)
         server.start()
 
@@ -235,6 +244,46 @@ def test_the_nearest_of_texts_and_of_stored_vectors(embed: Embed) -> None:
         _, from_vectors, _ = embed("--similar-to", "t7", "-k", 3, stdin=stored)
         assert [record["n"] for record in from_vectors] == expected
         assert "embedding" not in from_vectors[0]
+
+
+def test_the_text_looked_for_goes_the_same_connection_as_the_others(
+    embed: Embed, requests: list[dict[str, Any]], connections: list[socket.socket]
+) -> None:
+    status, records, said = embed("--similar-to", "t3", "--input", "lines", stdin=b"t1\nt2\nt3\n")
+    assert (status, records[0]["index"], said) == (0, 2, "")
+    assert [request["texts"] for request in requests] == [["t3"], ["t1", "t2", "t3"]]
+    assert len(connections) == 1
+
+
+def test_the_nearest_of_several_files_say_which_they_come_from(embed: Embed, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in "ab"]
+    for file in files:
+        file.write_text(f"text of {file.name}")
+    _, records, _ = embed("--similar-to", "text of b", *files)
+    assert [(r["index"], r["path"]) for r in records] == [(1, str(files[1])), (0, str(files[0]))]
+    assert records[0]["end"] == 9
+
+
+def test_the_nearest_of_several_files_of_vectors_keep_the_paths_of_their_texts(
+    embed: Embed, tmp_path: Path
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("a")
+    with_path, without, broken = (tmp_path / name for name in ("with", "without", "broken"))
+    for file, arguments in ((with_path, [text]), (without, [])):
+        _, (record,), _ = embed(*arguments, stdin=b"b")
+        file.write_bytes(orjson.dumps(record))
+    broken.write_text('{"embedding": "?"}')
+    status, (failed, *found), _ = embed("--similar-to", "b", with_path, without, broken)
+    assert (status, failed["path"], failed["index"]) == (1, str(broken), 2)
+    assert [record["path"] for record in found] == [str(without), str(text)]
+
+
+def test_a_text_looked_for_that_is_too_long_is_an_error(embed: Embed) -> None:
+    error, records, _ = embed("--similar-to", "x" * 101, stdin=b"a")
+    assert (error.code, records) == ("bad_data", [])
+    error, records, _ = embed("--similar-to", "x" * 101, "--on-overflow", "error", stdin=b"a")
+    assert (error.code, records) == ("context_overflow", [])
 
 
 def test_vectors_of_another_length_are_error_records(embed: Embed) -> None:
