@@ -92,7 +92,7 @@ gone; 74 I/O; 78 configuration. See `man myllm`.
     "--out", type=click.Path(), metavar="FILE", help="Where --format npy goes; stdout gets the records."
 )
 @click.option(
-    "--dimensions", type=click.IntRange(1), metavar="N", help="Cut vectors to N numbers, of norm 1 again."
+    "--dimensions", type=click.IntRange(1), metavar="N", help="Cut vectors to N numbers, then of norm 1."
 )
 @click.option("--no-cache", is_flag=True, help="Look nothing up, and keep nothing.")
 @click.option(
