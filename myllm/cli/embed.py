@@ -6,10 +6,11 @@ Owns what the options of `embed` mean together. Must not know how a text becomes
 from __future__ import annotations
 
 import os
+import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
@@ -23,12 +24,10 @@ from myllm.errors import IOFailureError, MyllmError, NotFoundError, UsageError
 from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES, EmbedRequest
 
 if TYPE_CHECKING:
-    from myllm.cli.documents import Input, Text
+    from myllm.cli.documents import Input
     from myllm.cli.embedding import Run
     from myllm.runtime.client import Client
     from myllm.settings import Settings
-
-    Source = Callable[[Callable[[], None]], Iterable[Text]]
 
 DEFAULT: Final = "minilm"
 AWAITED: Final = "text on stdin; end it with Ctrl-D"
@@ -131,7 +130,7 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
 
     try:
         with _connected(streams, configured, values["progress"]) as side:
-            run = _embed(streams, side, request, _source(inputs, values), record, shaped.in_order)
+            run = _embed(streams, side, request, inputs, values, record, shaped.in_order)
     finally:
         shaped.close()
     if values["verbose"]:
@@ -166,14 +165,18 @@ def _embed(
     streams: Streams,
     side: _Connected,
     request: dict[str, Any],
-    source: Source,
+    inputs: list[Input],
+    values: dict[str, Any],
     record: Callable[[dict[str, Any]], bytes],
     in_order: Callable[[bytes], bytes] = bytes,
 ) -> Run:
-    """Embeds all of `source`, its records going to stdout."""
+    """Embeds all texts of `inputs`, their records going to stdout."""
+    from myllm.cli.documents import all_texts
     from myllm.cli.embedding import Run
 
     escapes = streams.stdout_is_terminal
+    sizes = [size for _, _, _, size in inputs if size is not None]
+    total = sum(sizes) if len(sizes) == len(inputs) else None
 
     def write(data: bytes) -> None:
         data = in_order(data)
@@ -181,7 +184,11 @@ def _embed(
 
     run = Run(side.client, record, write)
     run.run(
-        request, source, preparing=side.progress.preparing, note=side.note, advanced=side.progress.records
+        request,
+        lambda idle: all_texts(inputs, values["input_mode"], values["field"], idle),
+        preparing=side.progress.preparing,
+        note=side.note,
+        advanced=partial(side.progress.texts, total=total),
     )
     side.progress.close()
     return run
@@ -211,14 +218,18 @@ def _inputs(streams: Streams, files: tuple[str, ...]) -> list[Input]:
     from myllm.cli.documents import Input
 
     if not files:
-        return [Input("stdin", {}, streams.chunks(AWAITED))]
-    return [Input(file, {"path": file}, _chunks(file)) for file in files]
+        return [Input("stdin", {}, streams.chunks(AWAITED), _size(streams.stdin))]
+    return [Input(file, {"path": file}, _chunks(file), _size(file)) for file in files]
 
 
-def _source(inputs: list[Input], values: dict[str, Any]) -> Source:
-    from myllm.cli.documents import all_texts
-
-    return lambda idle: all_texts(inputs, values["input_mode"], values["field"], idle)
+def _size(file: str | int) -> int | None:
+    """Bytes that a regular file, or what stdin is of one, still has; None for all else."""
+    try:
+        status = os.stat(file)  # noqa: PTH116 — a descriptor, too
+        read = os.lseek(file, 0, os.SEEK_CUR) if isinstance(file, int) else 0
+    except OSError:
+        return None
+    return status.st_size - read if stat.S_ISREG(status.st_mode) else None
 
 
 def _chunks(file: str) -> Iterator[bytes]:
@@ -248,7 +259,7 @@ def _similar(
         progress.close()
 
         def embed_inputs(inputs: list[Input], record: Callable[[dict[str, Any]], bytes]) -> int:
-            return _embed(streams, side, request, _source(inputs, values), record).n_failed
+            return _embed(streams, side, request, inputs, values, record).n_failed
 
         return run_similar(streams, found, embed_inputs, inputs, values)
 

@@ -42,6 +42,8 @@ class Job:
     index: int
     own: dict[str, Any]
     size: int
+    """Of its input, in bytes."""
+    n_chars: int
 
 
 class Failed(NamedTuple):
@@ -95,7 +97,7 @@ class Run:
         self, client: Client, record: Callable[[dict[str, Any]], bytes], write: Callable[[bytes], None]
     ) -> None:
         self.n_texts = self.n_failed = self.n_cached = self.n_vectors = self.n_tokens = 0
-        self.n_empty = 0
+        self.n_empty = self.n_bytes = 0
         self.first_error: MyllmError | None = None
         self.model: str | None = None
         self._client = client
@@ -106,6 +108,8 @@ class Run:
         self._news: Queue[Any] = Queue(NEWS)
         self._groups: dict[int, list[Job]] = {}
         self._sizes: dict[int, int] = {}
+        self._reached: dict[int, int] = {}
+        """Of each text under way, the bytes that have vectors."""
         self._pending: list[tuple[Job, str]] = []
         self._pending_bytes = 0
         self._n_groups = 0
@@ -117,9 +121,10 @@ class Run:
         *,
         preparing: Callable[[dict[str, Any]], None],
         note: Callable[[str], None],
-        advanced: Callable[[int], None] = lambda n_texts: None,
+        advanced: Callable[[int, int], None] = lambda n_texts, n_bytes: None,
     ) -> None:
-        """Blocks until all is written. `source` is given what to call before it waits for input.
+        """Blocks until all is written. `source` is given what to call before it waits for input;
+        `advanced` is told how many texts are done, and about how many bytes of the input.
 
         Raises what stopped the input, after the answers to what was read; what lets none be answered.
         """
@@ -143,7 +148,7 @@ class Run:
                     pass
                 case Lost(error):
                     raise error
-            advanced(self.n_texts)
+            advanced(self.n_texts, self.n_bytes)
         if finished.error:
             raise finished.error
 
@@ -157,7 +162,7 @@ class Run:
                 if not self._window.has_room(text.size):
                     self._flush(base)
                 self._window.acquire(text.size)
-                job = Job(n_texts, text.own, text.size)
+                job = Job(n_texts, text.own, text.size, len(text.text or ""))
                 n_texts += 1
                 if text.text is None:
                     self._news.put(Failed(job, text.error or {}))
@@ -219,6 +224,7 @@ class Run:
         self.n_vectors += 1
         self.n_tokens += event.get("tokens", 0)
         self.n_empty += event["end"] == 0
+        self._reach(job, job.size * event["end"] // max(job.n_chars, 1))
         self._release(job, self._record({"index": job.index, **job.own, **event}), last=False)
 
     def _done(self, jobs: list[Job], event: dict[str, Any]) -> None:
@@ -239,8 +245,14 @@ class Run:
             job, self._record({"index": job.index, **job.own, "done": True, "error": error}), last=False
         )
 
+    def _reach(self, job: Job, n_bytes: int) -> None:
+        self.n_bytes += n_bytes - self._reached.get(job.index, 0)
+        self._reached[job.index] = n_bytes
+
     def _end(self, job: Job) -> None:
         self.n_texts += 1
+        self._reach(job, job.size)
+        del self._reached[job.index]
         self._sizes[job.index] = job.size
         self._release(job, b"", last=True)
 

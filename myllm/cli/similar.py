@@ -117,7 +117,7 @@ def _only(query: list[str]) -> str:
 def _compare_stored(streams: Streams, inputs: Iterable[Input], offer: Callable[[Any, bytes], None]) -> int:
     """Offers the vector of every record, which keeps its own `path`; returns how many had none of use."""
     n_failed = 0
-    lines = ((own, line) for _, own, chunks in inputs for line in record_lines(chunks))
+    lines = ((own, line) for _, own, chunks, _ in inputs for line in record_lines(chunks))
     for index, (own, line) in enumerate(lines):
         try:
             record = loads(line.data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import socket
 import struct
 import threading
@@ -18,6 +19,7 @@ import pytest
 from myllm.cli import myllm
 from myllm.cli.documents import texts
 from myllm.cli.embedding import Run
+from myllm.cli.progress import Progress
 from myllm.cli.similar import Nearest
 from myllm.errors import ContextOverflowError, MyllmError, NotFoundError
 from myllm.protocol import EmbedRequest, MessageReader, encode, hello
@@ -345,3 +347,37 @@ def test_an_empty_text_has_a_vector_and_is_mentioned(embed: Embed) -> None:
     assert (status, [record["end"] for record in records]) == (0, [0, 1, 0])
     assert "2 empty texts" in said
     assert "empty" not in embed(stdin=b"a")[2]
+
+
+@pytest.fixture
+def advances(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int | None]]:
+    """What progress is told: texts, bytes, all bytes."""
+    told: list[tuple[int, int, int | None]] = []
+    monkeypatch.setattr(Progress, "texts", lambda self, n, n_bytes, total: told.append((n, n_bytes, total)))
+    return told
+
+
+def test_progress_goes_by_bytes_of_texts_and_by_windows_of_a_long_one(
+    embed: Embed, tmp_path: Path, advances: list[tuple[int, int, int | None]]
+) -> None:
+    embed("--input", "lines", stdin=b"one\ntwo\n" * 99)
+    assert advances[-1] == (198, 792, 792)
+    assert sorted(n_bytes for _, n_bytes, _ in advances) == [n_bytes for _, n_bytes, _ in advances]
+    advances.clear()
+    for name in "ab":
+        (tmp_path / name).write_text("é" * 200)
+    embed(tmp_path / "a", tmp_path / "b")
+    assert {n_bytes for _, n_bytes, _ in advances} >= {200, 400, 600, 800}
+    assert advances[-1] == (2, 800, 800)
+
+
+def test_progress_of_what_has_no_size_goes_by_texts(
+    embed: Embed, tmp_path: Path, advances: list[tuple[int, int, int | None]]
+) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    (tmp_path / "file").write_text("text")
+    writer = threading.Thread(target=pipe.write_text, args=("text",))
+    writer.start()
+    embed(tmp_path / "file", pipe)
+    writer.join()
+    assert advances[-1] == (2, 8, None)
