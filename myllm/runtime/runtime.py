@@ -73,7 +73,7 @@ class Runtime:
         def ended(task: asyncio.Task[None]) -> None:
             call.task = None
             if task.cancelled():  # perhaps before it ran at all
-                call.finish(self._early("cancelled", arrived, call))
+                call.finish(self._early(message, "cancelled", arrived, call))
 
         call.task = loop.create_task(self._answer(work, message, call, arrived))
         call.task.add_done_callback(ended)
@@ -83,7 +83,7 @@ class Runtime:
         try:
             await work(message, call, arrived)
         except TimeoutError:
-            call.finish(self._early("deadline", arrived, call))
+            call.finish(self._early(message, "deadline", arrived, call))
         except MyllmError as error:
             call.fail(error)
         except Exception as error:  # noqa: BLE001 — a bug fails this request, not the others
@@ -116,8 +116,8 @@ class Runtime:
                 self._embeddings = Embeddings()
             await self._embeddings.answer(message, call, model, submit)
 
-    def _early(self, reason: str, arrived: float, call: Call) -> Message:
-        return completed(ended_early(reason), call.model, _ms_since(arrived))
+    def _early(self, message: Message, reason: str, arrived: float, call: Call) -> Message:
+        return completed(ended_early(message["op"], reason), call.model, _ms_since(arrived))
 
     async def _find(self, name: str, call: Call) -> Model:
         """The model of that name, pulled if need be; `call` gets events meanwhile."""
