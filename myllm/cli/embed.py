@@ -20,7 +20,7 @@ from myllm.cli.console import CHUNK, Streams, visible_json
 from myllm.cli.inputs import MODES
 from myllm.cli.progress import Progress
 from myllm.cli.vectors import FORMATS, writer
-from myllm.errors import IOFailureError, MyllmError, NotFoundError, UsageError
+from myllm.errors import IOFailureError, NotFoundError, UnavailableError, UsageError
 from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES, EmbedRequest
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ Examples:
 \b
 Exit status: 0 done; 1 some texts failed; 2 usage; 65 bad data; 66 no such
 model or file; 67 a text does not fit the window; 69 the model's process is
-gone; 74 I/O; 78 configuration. See `man myllm`.
+gone, and no text has a vector; 74 I/O; 78 configuration. See `man myllm`.
 """
 
 
@@ -265,12 +265,15 @@ def _similar(
 
 
 def _conclude(streams: Streams, run: Run) -> int:
-    """Notes on stderr and the exit status. Raises the error of a lone text."""
+    """Notes on stderr and the exit status. Raises the error of a lone text, and what left none with a vector
+    where that is the end of the model's process."""
     if run.n_empty:
         streams.note(f"{run.n_empty:,} empty texts: their vector is what the model makes of no words")
     if not run.n_failed:
         return 0
-    if run.n_texts == 1 and isinstance(run.first_error, MyllmError):
+    if run.first_error and (
+        run.n_texts == 1 or (not run.n_vectors and isinstance(run.first_error, UnavailableError))
+    ):
         raise run.first_error
     streams.note(f"{run.n_failed:,} of {run.n_texts:,} texts failed; each says why in its error")
     return 1

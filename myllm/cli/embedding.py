@@ -109,7 +109,7 @@ class Run:
         self._groups: dict[int, list[Job]] = {}
         self._sizes: dict[int, int] = {}
         self._reached: dict[int, int] = {}
-        """Of each text under way, the bytes that have vectors."""
+        """Of each text under way, the bytes that have vectors, or never will: all of them once it is done."""
         self._pending: list[tuple[Job, str]] = []
         self._pending_bytes = 0
         self._n_groups = 0
@@ -224,15 +224,16 @@ class Run:
         self.n_vectors += 1
         self.n_tokens += event.get("tokens", 0)
         self.n_empty += event["end"] == 0
-        self._reach(job, job.size * event["end"] // max(job.n_chars, 1))
+        self._reach(job, event["end"])
         self._release(job, self._record({"index": job.index, **job.own, **event}), last=False)
 
     def _done(self, jobs: list[Job], event: dict[str, Any]) -> None:
         if error := event.get("error"):
-            if error.get("code") in NO_USE:
+            if error.get("code") in NO_USE and not self.n_vectors:
                 raise from_wire(error)
             for job in jobs:
-                self._fail(job, error)
+                if self._reached.get(job.index) != job.size:
+                    self._fail(job, error)
         self.model = event.get("model", self.model)
         self.n_cached += event.get("usage", {}).get("cached_texts", 0)
         for job in jobs:
@@ -241,20 +242,23 @@ class Run:
     def _fail(self, job: Job, error: dict[str, str]) -> None:
         self.n_failed += 1
         self.first_error = self.first_error or from_wire(error)
+        self._reach(job, job.n_chars)
         self._release(
             job, self._record({"index": job.index, **job.own, "done": True, "error": error}), last=False
         )
 
-    def _reach(self, job: Job, n_bytes: int) -> None:
-        self.n_bytes += n_bytes - self._reached.get(job.index, 0)
-        self._reached[job.index] = n_bytes
-
     def _end(self, job: Job) -> None:
         self.n_texts += 1
-        self._reach(job, job.size)
-        del self._reached[job.index]
         self._sizes[job.index] = job.size
+        self._reach(job, job.n_chars)
+        del self._reached[job.index]
         self._release(job, b"", last=True)
+
+    def _reach(self, job: Job, end: int) -> None:
+        """A text is done up to its character `end`."""
+        n_bytes = job.size if end >= job.n_chars else job.size * end // job.n_chars
+        self.n_bytes += n_bytes - self._reached.get(job.index, 0)
+        self._reached[job.index] = n_bytes
 
     def _release(self, job: Job, data: bytes, *, last: bool) -> None:
         ready, ended = self._order.add(job.index, data, last=last)

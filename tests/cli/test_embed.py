@@ -21,7 +21,7 @@ from myllm.cli.documents import texts
 from myllm.cli.embedding import Run
 from myllm.cli.progress import Progress
 from myllm.cli.similar import Nearest
-from myllm.errors import ContextOverflowError, MyllmError, NotFoundError
+from myllm.errors import ContextOverflowError, MyllmError, NotFoundError, UnavailableError
 from myllm.protocol import EmbedRequest, MessageReader, encode, hello
 from myllm.runtime.client import Client
 
@@ -191,6 +191,53 @@ def test_a_worker_that_dies_while_it_embeds_is_69_with_its_last_words(
     ended = run("embed", "-m", fake_model(fault=fault), "--window", 4, stdin=b"a b c. " * 400)
     assert ended.status == 69
     assert "GGML_ASSERT failed" in ended.err
+
+
+def test_texts_that_a_dying_worker_leaves_are_error_records_and_the_others_have_vectors(
+    run: RunCommand, fake_model: Callable[..., Path]
+) -> None:
+    fault = {"kind": "kill", "at": "vector", "after_tokens": 20, "words": "oh no"}
+    lines = b"".join(b"line %d\n" % number for number in range(300))
+    ended = run("embed", "-m", fake_model(fault=fault), "--input", "lines", stdin=lines)
+    assert [record["index"] for record in ended.lines] == list(range(300))
+    n_embedded = sum("embedding" in record for record in ended.lines)
+    assert 0 < n_embedded < 300
+    assert (ended.status, f"{300 - n_embedded} of 300 texts failed" in ended.err) == (1, True)
+    assert "oh no" in ended.lines[-1]["error"]["message"]
+
+
+def test_a_worker_that_dies_before_any_vector_is_69(run: RunCommand, fake_model: Callable[..., Path]) -> None:
+    model = fake_model(fault={"kind": "kill", "at": "vector", "words": "oh no"})
+    ended = run("embed", "-m", model, "--input", "lines", stdin=b"a\nb\nc\n")
+    assert (ended.status, ended.err.count("\n"), "oh no" in ended.err) == (69, 1, True)
+    assert [record["error"]["code"] for record in ended.lines] == ["worker_crashed"] * 3
+
+
+def test_what_lets_no_text_be_embedded_ends_a_run_only_where_none_has_been(
+    embed: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(connection: socket.socket, requests: list[dict[str, Any]]) -> None:
+        """The first request for the texts that begin with "good" is answered, all others fail."""
+        connection.sendall(encode(hello("test")))
+        reader = MessageReader()
+        while data := connection.recv(65536):
+            for message in reader.feed(data):
+                if "op" not in message:
+                    continue
+                request = EmbedRequest.parse(message)
+                for item in range(len(request.texts)):
+                    if request.texts[0] == "good" and request.id == 0:
+                        event = {"item": item, "chunk": 0, "start": 0, "end": 4, "tokens": 3, "cached": False}
+                        connection.sendall(encode({"id": 0, **event, "embedding": encoded("good")}))
+                failed = {"error": UnavailableError("no memory").to_wire()}
+                connection.sendall(encode({"id": request.id, "done": True, **failed}))
+
+    monkeypatch.setattr(f"{__name__}.answer", answer)
+    error, records, _ = embed("--input", "lines", stdin=b"evil\n" * 100)
+    assert (error.code, records) == ("unavailable", [])
+    status, records, _ = embed("--input", "lines", stdin=b"good\n" * 100)
+    assert status == 1
+    assert [("error" in record) for record in records] == [False] * 64 + [True] * 36
 
 
 def test_files_are_documents_with_their_path(embed: Embed, tmp_path: Path) -> None:
