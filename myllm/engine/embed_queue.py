@@ -37,12 +37,18 @@ class Embedder(Protocol):
 
 class EmbedQueue:
     """Embeddings in flight; `open_embedder` makes their context, for windows of so many tokens, when
-    the first one comes, and again when one is longer."""
+    the first one comes, and again when one is longer. Their vectors have norm 1 if the model `normalizes`."""
 
     def __init__(
-        self, open_embedder: Callable[[int], Embedder], window: int, clock: Callable[[], float]
+        self,
+        open_embedder: Callable[[int], Embedder],
+        window: int,
+        clock: Callable[[], float],
+        *,
+        normalizes: bool = True,
     ) -> None:
         self._open, self._window, self._clock = open_embedder, window, clock
+        self._normalizes = normalizes
         self._embedder: Embedder | None = None
         self._packer = Packer()
         self._embeddings: dict[int, Embedding] = {}
@@ -66,7 +72,7 @@ class EmbedQueue:
                 self._packer.n_sequences = self._embedder.n_sequences
         except MyllmError as error:
             return [tagged(error_event(error), request.id)]
-        embedding = Embedding(request, texts, arrived)
+        embedding = Embedding(request, texts, arrived, normalizes=self._normalizes)
         if embedding.finished:
             return [embedding.closing(None, self._clock())]
         self._embeddings[request.id or 0] = embedding

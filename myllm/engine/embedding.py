@@ -28,11 +28,13 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Embedding:
-    """A request and its `texts`, each in windows; a text without any was answered before."""
+    """A request and its `texts`, each in windows; a text without any was answered before. Its vectors
+    have norm 1, or are what the model made where it does not want them normalised."""
 
     request: EmbedRequest
     texts: list[list[Piece]]
     arrived: float
+    normalizes: bool = True
     started: float | None = None
     n_tokens: int = 0
     dimensions: int = 0
@@ -60,13 +62,13 @@ class Embedding:
         ]
 
     def take(self, item: int, chunk: int, vector: NDArray[np.float32]) -> list[Message]:
-        """A window's vector, shape `(dimensions,)`, as the model made it: its event, normalised, or none
-        yet where a text's windows become one vector."""
+        """A window's vector, shape `(dimensions,)`, as the model made it: its event, or none yet
+        where a text's windows become one vector."""
         self._left -= 1
         self.dimensions = len(vector)
         piece = self.texts[item][chunk]
         self.n_tokens += len(piece.tokens)
-        vector = normalised(vector)
+        vector = self._finished(vector)
         if self.request.pool == "mean":
             return self._pool(item, vector * np.float32(len(piece.tokens)))
         event = self._item(item, chunk, piece.start, piece.end, len(piece.tokens), vector)
@@ -89,7 +91,11 @@ class Embedding:
             return []
         pieces = self.texts[item]
         n_tokens = sum(len(piece.tokens) for piece in pieces)
-        return [self._item(item, 0, 0, pieces[-1].end, n_tokens, normalised(self._sums.pop(item)))]
+        vector = self._finished(self._sums.pop(item) / np.float32(n_tokens))
+        return [self._item(item, 0, 0, pieces[-1].end, n_tokens, vector)]
+
+    def _finished(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        return normalised(vector) if self.normalizes else vector
 
     def _item(
         self, item: int, chunk: int, start: int, end: int, tokens: int, vector: NDArray[np.float32]

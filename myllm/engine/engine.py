@@ -74,7 +74,9 @@ class LlamaEngine:
         self._scheduler = Scheduler(self._layout.space, BATCH)
         self._generations: dict[int, Generation] = {}
         self.embed_window = min(model.n_ctx_train, LONGEST_WINDOW)
-        self._embeddings = EmbedQueue(self._open_embedder, self.embed_window, clock)
+        self._embeddings = EmbedQueue(
+            self._open_embedder, self.embed_window, clock, normalizes=model.normalizes
+        )
         self._arrivals = 0
         self._device = "gpu" if llama.lib.llama_supports_gpu_offload() else "cpu"
         self._seconds = {"decode": 0.0, "step": 0.0}

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from myllm.engine import Engine, open_engine
 from myllm.errors import BadDataError, InternalError, MyllmError, UnavailableError, UsageError
@@ -29,6 +29,13 @@ PROGRESS_EVERY: Final = 0.1
 """Seconds between two `loading` events: each wakes the Runtime, and a small model loads in one."""
 
 
+class Arrival(NamedTuple):
+    """What a request asks for, and when it came."""
+
+    op: str
+    moment: float
+
+
 class Intake:
     """The messages of one connection, each answered by exactly one done event."""
 
@@ -38,8 +45,8 @@ class Intake:
         self._preparer: Preparer | None = None
         self._about = ModelFile()
         self._name = "model"
-        self._arrivals: dict[int, float] = {}
-        """Requests not yet with the engine: id → moment of arrival; a cancelled one is missing."""
+        self._arrivals: dict[int, Arrival] = {}
+        """Requests not yet with the engine, by id; a cancelled one is missing."""
         self._lock = threading.Lock()
         self._jobs: SimpleQueue[tuple[Callable[[Message], None], Message]] = SimpleQueue()
         before = threading.stack_size(DEEP_STACK)
@@ -53,7 +60,7 @@ class Intake:
                 self._jobs.put((self._load, message))
             case "gen" | "count" | "embed" as op:
                 with self._lock:
-                    self._arrivals[_id(message)] = time.monotonic()
+                    self._arrivals[_id(message)] = Arrival(op, time.monotonic())
                 jobs = {"gen": self._generate, "count": self._count, "embed": self._embed}
                 self._jobs.put((jobs[op], message))
             case "cancel":
@@ -122,7 +129,7 @@ class Intake:
                 request,
                 prepared.tokens,
                 dropped_tokens=prepared.dropped_tokens,
-                arrived=self._arrivals[request_id],
+                arrived=self._arrivals[request_id].moment,
             )
             del self._arrivals[request_id]
 
@@ -140,7 +147,7 @@ class Intake:
             if request_id not in self._arrivals:  # cancelled while it was cut
                 return
             self._send(events)
-            engine.embed(request, texts, arrived=self._arrivals.pop(request_id))
+            engine.embed(request, texts, arrived=self._arrivals.pop(request_id).moment)
 
     def _count(self, message: Message) -> None:
         engine, preparer = self._loaded()
@@ -154,9 +161,9 @@ class Intake:
 
     def _cancel(self, request_id: int) -> None:
         with self._lock:
-            waiting = self._arrivals.pop(request_id, None) is not None
+            waiting = self._arrivals.pop(request_id, None)
         if waiting:
-            self._send([tagged(ended_early("cancelled"), request_id)])
+            self._send([tagged(ended_early(waiting.op, "cancelled"), request_id)])
         elif self._engine:
             self._engine.cancel(request_id)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from myllm.cli.embedding import GROUP
 from myllm.engine import open_engine
-from myllm.protocol import EmbedRequest, LoadOptions, Message
+from myllm.protocol import Message
+from myllm.requests import EmbedRequest, LoadOptions
 from myllm.runtime.embed_intake import windows_of
 from myllm.runtime.preparer import read_model_file
 

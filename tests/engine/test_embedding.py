@@ -88,5 +88,16 @@ def test_pooled_windows_are_one_vector_weighted_by_their_tokens() -> None:
     assert vector(event) == pytest.approx([3 / 10**0.5, 1 / 10**0.5])
 
 
+def test_vectors_that_are_to_stay_raw_do_and_pooled_ones_are_their_mean() -> None:
+    pieces = [Piece(0, 10, [7] * 3), Piece(10, 20, [7])]
+    text = Embedding(EmbedRequest(id=1, texts=["x"]), [pieces], 0.0, normalizes=False)
+    (event,) = text.take(0, 0, np.array([3, 4], np.float32))
+    assert vector(event) == [3, 4]
+    pooled = Embedding(EmbedRequest(id=1, texts=["x"], pool="mean"), [pieces], 0.0, normalizes=False)
+    assert pooled.take(0, 0, np.array([2, 0], np.float32)) == []
+    (event,) = pooled.take(0, 1, np.array([0, 4], np.float32))
+    assert vector(event) == [1.5, 1]
+
+
 def test_a_vector_of_zeros_stays_what_it_is() -> None:
     assert list(normalised(np.zeros(3, np.float32))) == [0, 0, 0]

@@ -208,6 +208,9 @@ def test_an_embedding_cancelled_before_the_engine_has_it_ends_once(peer: Peer, f
     peer.send({"op": "cancel", "id": 1})
     cancelled, loaded, vector, ended = peer.done(), peer.done(), peer.event(), peer.event()
     assert (cancelled["id"], cancelled["finish_reason"]) == (1, "cancelled")
+    assert cancelled.keys() - {"finish_reason"} == ended.keys()
+    assert cancelled["timings"].keys() == ended["timings"].keys()
+    assert (cancelled["dimensions"], cancelled["usage"]["prompt_tokens"]) == (0, 0)
     assert "window" in loaded
     assert (vector["id"], vector["item"]) == (2, 0)
     assert (ended["id"], ended["done"]) == (2, True)
