@@ -150,7 +150,8 @@ class Keeper:
         started = self._now()
         try:
             await worker.load(member.path, member.name, member.options, tell)
-        except BaseException:
+        except BaseException as error:
+            self._log("load_failed", level="error", model=member.name, error=str(error))
             await worker.close()
             raise
         member.loading = False

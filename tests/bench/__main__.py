@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from myllm import hardware
-from tests.bench import commands, decoding, embedding, latency
+from tests.bench import commands, daemon, decoding, embedding, latency
 from tests.bench.figures import Row, heading, markdown
 from tests.bench.peers import Peers, PeersMissingError
 from tests.bench.setting import FULL, TINY, Setting, model_file
@@ -29,6 +29,9 @@ SECTIONS: Final[dict[str, Callable[[Setting], Iterator[Row]]]] = {
     "cold": commands.cold,
     "batch": commands.batch,
     "embed": embedding.embed,
+    "warm": daemon.warm,
+    "streams": daemon.streams,
+    "idle": daemon.idle,
 }
 NOTE: Final = """\
 Ours in `decode*`, `pace`, `prefix` and `embed … sentences` is the engine in the process that measures;
