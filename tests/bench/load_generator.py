@@ -1,6 +1,7 @@
-"""Many streams at once to the daemon: `python -m tests.bench.load_generator MODEL THREADS STREAMS PROMPT TOKENS`.
+"""Many streams at once to the daemon, from one process that only asks and reads.
 
-One connection, every request with an id. Prints `{"rate": …}`: prompt and generated tokens a second,
+`python -m tests.bench.load_generator MODEL THREADS STREAMS PROMPT TOKENS`: one connection, every request
+with an id. Prints `{"rate": …}`: prompt and generated tokens a second,
 from the first byte sent to the last done event.
 """
 
