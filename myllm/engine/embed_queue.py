@@ -49,6 +49,15 @@ class EmbedQueue:
     def __bool__(self) -> bool:
         return bool(self._embeddings)
 
+    @property
+    def n_started(self) -> int:
+        """Requests of which a window at least has been in a batch."""
+        return len(self._embeddings) - self.n_waiting
+
+    @property
+    def n_waiting(self) -> int:
+        return sum(embedding.started is None for embedding in tuple(self._embeddings.values()))
+
     def start(self, request: EmbedRequest, texts: list[list[Piece]], arrived: float) -> list[Message]:
         """Takes a request in whose `id` is set; its error event where it cannot be done."""
         try:

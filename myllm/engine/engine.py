@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from myllm.engine import llama
 from myllm.engine.context import Batch, Context
+from myllm.engine.counters import Counters
 from myllm.engine.embed_queue import EmbedQueue
 from myllm.engine.embedder import LONGEST_WINDOW, Embedder
 from myllm.engine.embedding import Piece
@@ -76,8 +77,9 @@ class LlamaEngine:
         self._embeddings = EmbedQueue(self._open_embedder, self.embed_window, clock)
         self._arrivals = 0
         self._device = "gpu" if llama.lib.llama_supports_gpu_offload() else "cpu"
-        self._seconds = {"decode": 0.0, "step": 0.0}
-        self._counts = {"steps": 0, "prompt_tokens": 0, "generated_tokens": 0, "cached_tokens": 0}
+        asked = -1 if options.gpu_layers is None else options.gpu_layers
+        self._gpu_layers = asked if self._device == "gpu" else 0
+        self._counters = Counters()
         self._inbox: queue.SimpleQueue[Callable[[], list[Message]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -110,21 +112,21 @@ class LlamaEngine:
         )
 
     def status(self) -> Message:
-        """Counts for people and benchmarks; cells and tokens are numbers, times are seconds."""
-        scheduler = self._scheduler
+        """For people and benchmarks; `context` and `cells_free` are cells, times are seconds."""
+        scheduler, embeddings = self._scheduler, self._embeddings
         return {
-            "window": self.window,
-            "cells": scheduler.cache.n_cells,
+            "busy": len(scheduler.active) + embeddings.n_started,
+            "waiting": len(scheduler.waiting) + embeddings.n_waiting,
+            "cached": scheduler.cache.n_reusable,
+            "context": scheduler.cache.n_cells,
             "cells_free": scheduler.cache.n_free,
-            "sequences_active": len(scheduler.active),
-            "sequences_waiting": len(scheduler.waiting),
+            "window": self.window,
             "row_limit": scheduler.row_limit.limit,
             "layout": type(scheduler.space).__name__,
             "threads": self._layout.n_threads,
             "device": self._device,
-            **self._counts,
-            "decode_seconds": round(self._seconds["decode"], 3),
-            "step_seconds": round(self._seconds["step"], 3),
+            "gpu_layers": self._gpu_layers,
+            **self._counters.as_message(self._clock()),
         }
 
     def close(self) -> None:
@@ -196,11 +198,9 @@ class LlamaEngine:
             if code:
                 return events + self._recover(plan, code)
             events += produced
-        seconds = self._clock() - started
-        self._seconds["step"] += seconds
-        self._counts["steps"] += 1
-        self._counts["prompt_tokens"] += plan.prompt_tokens
-        self._scheduler.observe(plan, seconds)
+        ended = self._clock()
+        self._counters.stepped(started, ended, plan.prompt_tokens)
+        self._scheduler.observe(plan, ended - started)
         return events
 
     def _batches(self, plan: Plan) -> list[list[Chunk]]:
@@ -221,7 +221,7 @@ class LlamaEngine:
         started = self._clock()
         code = self._context.decode(self._batch)
         decoded = self._clock()
-        self._seconds["decode"] += decoded - started
+        self._counters.decoded(decoded - started)
         return code, [] if code else self._sample(self._context, due, decoded)
 
     def _fill(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, int]]:
@@ -254,7 +254,7 @@ class LlamaEngine:
         times.first_token = now if times.first_token is None else times.first_token
         times.last_token = now
         sequence.tokens.append(token)
-        self._counts["generated_tokens"] += 1
+        self._counters.generated()
         extra = self._logprobs(logits, token, generation.request.logprobs)
         events = generation.token_events(self.tokenizer.piece(token), extra)
         if generation.text.stopped:
@@ -296,7 +296,7 @@ class LlamaEngine:
         if generation.times.admitted is None:  # else it was preempted, and comes back
             generation.times.admitted = now
             generation.n_cached = n_cached
-            self._counts["cached_tokens"] += n_cached
+            self._counters.admitted(generation.n_prompt, n_cached)
 
     def _finish_by_id(self, request_id: int, finish_reason: str) -> list[Message]:
         generation = self._generations.get(request_id)

@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from myllm.engine import Emit, Progress
+from myllm.engine.counters import Counters
 from myllm.engine.embed_queue import EmbedQueue
 from myllm.engine.embedding import Piece
 from myllm.engine.fake_embedder import FakeEmbedder
@@ -169,6 +170,8 @@ class FakeEngine:
         self.window = min(options.context or script.window, script.window)
         self._script = script
         self._parallel = options.parallel or script.parallel
+        self._threads = options.threads or 1
+        self._counters = Counters()
         self._emit = emit
         self._waiting: list[Answer] = []
         self._running: list[Answer] = []
@@ -227,7 +230,21 @@ class FakeEngine:
 
     def status(self) -> dict[str, Any]:
         with self._changed:
-            return {"engine": "fake", "running": len(self._running), "waiting": len(self._waiting)}
+            busy, waiting = len(self._running), len(self._waiting)
+        return {
+            "busy": busy + self._embeddings.n_started,
+            "waiting": waiting + self._embeddings.n_waiting,
+            "cached": 0,
+            "context": self.window,
+            "cells_free": self.window,
+            "window": self.window,
+            "row_limit": self._parallel,
+            "layout": "Fake",
+            "threads": self._threads,
+            "device": "cpu",
+            "gpu_layers": 0,
+            **self._counters.as_message(time.monotonic()),
+        }
 
     def close(self) -> None:
         with self._changed:
@@ -253,8 +270,10 @@ class FakeEngine:
                     return
                 admitted = self._admit()
                 actions, self._actions = self._actions, []
-            self._pause(admitted)
+            started = time.monotonic()
+            n_prompt = self._pause(admitted)
             events = [event for action in actions for event in action()] + self._step()
+            self._counters.stepped(started, time.monotonic(), n_prompt)
             if events := events + self._embed():
                 self._emit(events)
 
@@ -264,14 +283,17 @@ class FakeEngine:
         now = time.monotonic()
         for answer in admitted:
             answer.generation.times.admitted = now
+            self._counters.admitted(answer.generation.n_prompt, 0)
         self._running += admitted
         return admitted
 
-    def _pause(self, admitted: list[Answer]) -> None:
+    def _pause(self, admitted: list[Answer]) -> int:
+        """Takes the time of a step; returns the prompt tokens that it took in."""
         n_prompt = sum(answer.generation.n_prompt for answer in admitted)
         pause_ms = self._script.ms_per_token + n_prompt * self._script.prompt_ms_per_token
         if pause_ms:
             time.sleep(pause_ms / 1000)
+        return n_prompt
 
     def _step(self) -> list[Message]:
         """One token of every running request, or its end; and the end of waiting ones that must."""
@@ -313,6 +335,7 @@ class FakeEngine:
         generation = answer.generation
         piece = answer.pieces[answer.said]
         generation.sequence.tokens.append(0)
+        self._counters.generated()
         generation.times.first_token = generation.times.first_token or now
         generation.times.last_token = now
         extra: Message = {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from myllm.engine import Engine, open_engine
@@ -156,10 +157,19 @@ def test_log_probabilities_come_with_their_alternatives(opened: Opened) -> None:
         assert top["logprob"] >= event["logprob"]
 
 
-def test_status_is_json(opened: Opened) -> None:
-    import orjson
-
-    assert isinstance(orjson.loads(orjson.dumps(opened.engine.status())), dict)
+def test_status_says_what_runs_and_how_fast(opened: Opened) -> None:
+    opened.submit(1, ignore_eos=True)
+    opened.first_token()
+    status = opened.engine.status()
+    assert (status["busy"], status["waiting"]) == (1, 0)
+    opened.engine.cancel(1)
+    opened.collect(1)
+    status = orjson.loads(orjson.dumps(opened.engine.status()))
+    assert (status["busy"], status["waiting"], status["window"]) == (0, 0, 512)
+    assert status["tokens_per_second"] > 0
+    assert 0 <= status["kv_hit_rate"] <= 1
+    assert status["generated_tokens"] > 0
+    assert {"cached", "context", "threads", "gpu_layers"} <= set(status)
 
 
 def test_the_tokenizer_keeps_its_promises(opened: Opened) -> None:
