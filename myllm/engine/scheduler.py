@@ -8,19 +8,22 @@ Choices, and why:
   over every used cell, is kept low by few idle cells beside running rows and never more rows than pay
   off (pace.py).
 - A request that could share a prefix which another is still prefilling waits for it.
-- When cells run out: evict idle ones, then grow the pool, then preempt the youngest of the least urgent,
-  which starts again from its tokens later. Nobody fails.
+- Of those that wait and are as urgent, one goes next whose client has the fewest running, so that nobody
+  waits behind another's sixty.
+- When cells run out: evict idle ones, then grow the pool, then preempt one of the least urgent, of the
+  client with most running the youngest, which starts again from its tokens later. Nobody fails.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from myllm.engine.kv_cache import Copy, KvCache, Remove, Slot, common_prefix
 from myllm.engine.pace import PrefillBudget, RowLimit
-from myllm.engine.sequence import Sequence
+from myllm.engine.sequence import Sequence, in_turn
 from myllm.engine.space import Space, needed
 
 MIN_SHARED = 32
@@ -107,10 +110,10 @@ class Scheduler:
     def grown(self, n_cells: int) -> None:
         """The pool now has `n_cells` and holds the active sequences only, none sharing cells any more.
 
-        Where they do not fit without sharing, the youngest start again.
+        Where they do not fit without sharing, some start again.
         """
         while sum(s.n_cached for s in self.active) > n_cells:
-            self._preempt(max(self.active, key=lambda s: s.urgency))
+            self._preempt(self._next_to_yield())
         self.cache.resize(n_cells)
 
     # ── the decision ────────────────────────────────────────────────────────────────────────
@@ -141,9 +144,7 @@ class Scheduler:
 
     def _admit(self, plan: Plan) -> int | None:
         """Moves waiting sequences to the active ones; returns the size to grow to where that is needed."""
-        for sequence in list(self.waiting):
-            if self._is_led(sequence):
-                continue
+        for sequence in in_turn((s for s in self.waiting if not self._is_led(s)), self.active):
             if not self._has_row(sequence):
                 break
             source, length = self.space.reusable(self.cache, sequence.tokens)
@@ -185,10 +186,10 @@ class Scheduler:
             limit = min(limit * INTERACTIVE_ROWS, self.space.max_rows)
         if len(self.active) < limit:
             return True
-        worst = max(self.active, key=lambda s: s.urgency)
-        if worst.priority <= sequence.priority:
+        other = self._next_to_yield()
+        if other.priority <= sequence.priority:
             return False
-        self._preempt(worst)
+        self._preempt(other)
         return True
 
     def _is_led(self, sequence: Sequence) -> bool:
@@ -223,7 +224,7 @@ class Scheduler:
         target = self._target_cells()
         if target > self.cache.n_cells:
             return target
-        self._preempt(max(self.active, key=lambda s: s.urgency))
+        self._preempt(self._next_to_yield())
         return None
 
     def _prefill(self, rows: int) -> list[Chunk]:
@@ -267,6 +268,13 @@ class Scheduler:
                 break
             excess -= len(slot.tokens)
             self.cache.truncate(slot, 0)
+
+    def _next_to_yield(self) -> Sequence:
+        """Of the least urgent, the youngest of the client that has most running. Never the oldest of the
+        most urgent, unless it is alone, so that somebody always gets on.
+        """
+        shares = Counter(s.client for s in self.active)
+        return max(self.active, key=lambda s: (s.priority, shares[s.client], s.order))
 
     def _preempt(self, sequence: Sequence) -> None:
         self.active.remove(sequence)
