@@ -5,6 +5,7 @@ Pure, but for numpy. Makes events, sends nothing. Must not know llama.cpp, clock
 
 from __future__ import annotations
 
+import math
 from base64 import b64encode
 from collections import deque
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ class Embedding:
     request: EmbedRequest
     texts: list[list[Piece]]
     arrived: float
+    paused: bool = False
     started: float | None = None
     n_tokens: int = 0
     dimensions: int = 0
@@ -45,6 +47,12 @@ class Embedding:
     def __post_init__(self) -> None:
         self._left = sum(map(len, self.texts))
         self._missing = {index: len(pieces) for index, pieces in enumerate(self.texts)}
+
+    @property
+    def due(self) -> float:
+        """When its deadline is, on the clock of its arrival."""
+        limit = self.request.deadline_ms
+        return math.inf if limit is None else self.arrived + limit / 1000
 
     @property
     def finished(self) -> bool:
@@ -157,14 +165,15 @@ class Packer:
         self._next[key] = turn + len(window.tokens)
         return window._replace(turn=turn)
 
-    def drop(self, embedding: Embedding) -> None:
-        """Takes out what is left of a request that ended; its client has not had it."""
+    def drop(self, embedding: Embedding) -> list[Waiting]:
+        """Takes out what is left of a request, which its client has not had; it may be added again."""
         left = [w for w in self._waiting if w.embedding is embedding]
         self._waiting = deque(w for w in self._waiting if w.embedding is not embedding)
         if left:
             self._next[embedding.request.priority, embedding.request.client] -= sum(
                 len(window.tokens) for window in left
             )
+        return left
 
     def next_batch(self, most: int | None = None) -> list[Waiting]:
         """The windows of the next batch; the oldest is always one of them, whatever its length.

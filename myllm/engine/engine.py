@@ -6,6 +6,7 @@ step does is decided in scheduler.py; how llama.cpp is told, in llama.py.
 
 from __future__ import annotations
 
+import math
 import queue
 import sys
 import threading
@@ -93,15 +94,33 @@ class LlamaEngine:
         *,
         dropped_tokens: int = 0,
         arrived: float | None = None,
+        paused: bool = False,
     ) -> None:
         """Queues a request whose `id` is set; `arrived` is a time of the engine's clock. Returns at once."""
         times = Times(self._clock() if arrived is None else arrived)
-        self._inbox.put(lambda: self._start(request, prompt, dropped_tokens, times))
 
-    def embed(self, request: EmbedRequest, texts: list[list[Piece]], *, arrived: float | None = None) -> None:
+        def start() -> list[Message]:
+            events = self._start(request, prompt, dropped_tokens, times)
+            self._pause(request.id or 0, paused)
+            return events
+
+        self._inbox.put(start)
+
+    def embed(
+        self,
+        request: EmbedRequest,
+        texts: list[list[Piece]],
+        *,
+        arrived: float | None = None,
+        paused: bool = False,
+    ) -> None:
         """Queues texts whose request's `id` is set. Returns at once."""
         since = self._clock() if arrived is None else arrived
-        self._inbox.put(lambda: self._embeddings.start(request, texts, since))
+        self._inbox.put(lambda: self._embeddings.start(request, texts, since, paused=paused))
+
+    def pause(self, request_id: int, paused: bool) -> None:
+        """Keeps a request from the next step on out of all, or lets it go on; an unknown id is no error."""
+        self._inbox.put(lambda: self._pause(request_id, paused))
 
     def cancel(self, request_id: int) -> None:
         """Ends a request at the next step with finish_reason `cancelled`; an unknown id is no error."""
@@ -113,10 +132,12 @@ class LlamaEngine:
 
     def status(self) -> Message:
         """For people and benchmarks; `context` and `cells_free` are cells, times are seconds."""
-        scheduler, embeddings = self._scheduler, self._embeddings
+        scheduler = self._scheduler
+        embedded, queued, paused = self._embeddings.counts()
         return {
-            "busy": len(scheduler.active) + embeddings.n_started,
-            "waiting": len(scheduler.waiting) + embeddings.n_waiting,
+            "busy": len(scheduler.active) + embedded,
+            "waiting": len(scheduler.waiting) + queued,
+            "paused": len(scheduler.paused) + paused,
             "cached": scheduler.cache.n_reusable,
             "context": scheduler.cache.n_cells,
             "cells_free": scheduler.cache.n_free,
@@ -166,18 +187,26 @@ class LlamaEngine:
     def _take_in(self) -> bool:
         """Handles what came in; waits only while there is nothing to do. False ends the thread."""
         events: list[Message] = []
-        wait = not (self._scheduler.active or self._scheduler.waiting or self._embeddings)
+        patience = self._patience()
         while True:
             try:
-                action = self._inbox.get(block=wait)
+                action = self._inbox.get(timeout=patience)
             except queue.Empty:
                 break
             if action is None:
                 return False
             events += action()
-            wait = False
+            patience = 0
         self._emit_all(events)
         return True
+
+    def _patience(self) -> float | None:
+        """Seconds until there is something to do unasked: none with work at hand, else to the first
+        deadline of a paused request."""
+        if self._scheduler.active or self._scheduler.waiting or self._embeddings:
+            return 0
+        due = min([self._embeddings.due, *(g.due for g in self._generations.values())])
+        return None if math.isinf(due) else max(due - self._clock(), 0)
 
     def _step(self, plan: Plan) -> list[Message]:
         """Does what the plan says: 1. admit, 2. memory, 3. decode and sample, 4. report how long it took."""
@@ -298,6 +327,13 @@ class LlamaEngine:
             generation.n_cached = n_cached
             self._counters.admitted(generation.n_prompt, n_cached)
 
+    def _pause(self, request_id: int, paused: bool) -> list[Message]:
+        if generation := self._generations.get(request_id):
+            change = self._scheduler.pause if paused else self._scheduler.resume
+            change(generation.sequence)
+        self._embeddings.pause(request_id, paused)
+        return []
+
     def _finish_by_id(self, request_id: int, finish_reason: str) -> list[Message]:
         generation = self._generations.get(request_id)
         return self._finish(generation, finish_reason) if generation else []
@@ -319,11 +355,7 @@ class LlamaEngine:
     def _expire(self) -> list[Message]:
         """Ends the requests whose deadline has passed, running or queued."""
         now = self._clock()
-        late = [
-            g
-            for g in self._generations.values()
-            if g.request.deadline_ms is not None and (now - g.times.arrived) * 1000 >= g.request.deadline_ms
-        ]
+        late = [generation for generation in self._generations.values() if now >= generation.due]
         return [event for generation in late for event in self._finish(generation, "deadline")]
 
     def _recover(self, plan: Plan, code: int) -> list[Message]:

@@ -28,12 +28,20 @@ class Sequence:
     order: int = 0
     client: int = 0
     slot: Slot | None = None
+    left: tuple[Slot, int] | None = None
+    """The slot it last gave up, and when (`Slot.used_at`)."""
     waited: int = 0
     """Steps for which its prefill got no token."""
 
     @property
     def n_cached(self) -> int:
         return len(self.slot.tokens) if self.slot else 0
+
+    @property
+    def parked(self) -> Slot | None:
+        """The slot it last gave up, with whatever is not evicted, if nobody else has had it since."""
+        slot, used_at = self.left or (None, 0)
+        return slot if slot and not slot.busy and slot.used_at == used_at else None
 
     @property
     def n_missing(self) -> int:

@@ -86,6 +86,10 @@ class Simulation:
             self.scheduler.remove(sequence)
             self.finished.append(sequence.id)
 
+    def run_until(self, finished: int) -> None:
+        while finished not in self.finished:
+            self.step()
+
     def run(self, most: int = 5000) -> None:
         for _ in range(most):
             if not (self.scheduler.active or self.scheduler.waiting):
@@ -124,6 +128,29 @@ def test_everybody_is_served_within_the_cells_whatever_comes(
     load: list[Request], max_cells: int, max_rows: int
 ) -> None:
     serve(simulation(max_cells, max_rows), load, max_cells)
+
+
+@settings(deadline=None, max_examples=60)
+@given(requests, st.data(), st.booleans())
+def test_everybody_is_served_though_some_are_paused_now_and_then(
+    load: list[Request], data: st.DataObject, isolated: bool
+) -> None:
+    run = simulation(600, 3, Streams(4, 512) if isolated else None)
+    sequences = []
+    for order, (family, shared, own, answer, priority, pause, client) in enumerate(load):
+        prompt = [family * 10] * shared + [100 + order] * own
+        sequences.append(sequence(order, prompt, answer, priority, client))
+        run.scheduler.submit(sequences[-1])
+        for _ in range(pause):
+            run.step()
+            s = data.draw(st.sampled_from(sequences))
+            change = data.draw(st.sampled_from([run.scheduler.pause, run.scheduler.resume]))
+            if s.id not in run.finished:
+                change(s)
+    for s in sequences:
+        run.scheduler.resume(s)
+    run.run()
+    assert sorted(run.finished) == list(range(len(load)))
 
 
 @settings(deadline=None, max_examples=30)
@@ -273,6 +300,75 @@ def test_the_client_with_most_running_yields_first_when_cells_run_out() -> None:
     admissions = [s.id for plan in run.plans for s, _ in plan.admitted]
     assert len(admissions) > 5
     assert admissions.count(9) == 1
+
+
+@pytest.mark.parametrize("space", [Pool(4096, 8, 16), Streams(4, 512)], ids=["pool", "streams"])
+def test_a_paused_sequence_has_no_row_and_goes_on_without_prefill(space: Space) -> None:
+    run = simulation(space=space)
+    s, other = sequence(0, [1] * 50, 40), sequence(1, [2] * 50, 60)
+    for each in (s, other):
+        run.scheduler.submit(each)
+    while other.n_missing > 1 or len(other.tokens) < 60:
+        run.step()
+    run.scheduler.pause(s)
+    for _ in range(10):
+        assert [chunk.sequence for chunk in run.step().chunks] == [other]
+    run.scheduler.resume(s)
+    run.run()
+    assert run.finished == [0, 1]
+    assert run.prompt_tokens == 100
+
+
+def test_a_paused_sequence_gives_its_cells_to_who_needs_them_and_starts_again() -> None:
+    run = simulation(max_cells=600)
+    s = sequence(0, [1] * 200, 40)
+    run.scheduler.submit(s)
+    while len(s.tokens) < 210:
+        run.step()
+    run.scheduler.pause(s)
+    run.scheduler.submit(sequence(1, [2] * 450, 20))
+    while not run.finished:
+        run.step()
+    prompt_tokens = run.prompt_tokens
+    run.scheduler.resume(s)
+    run.run()
+    assert run.finished == [1, 0]
+    assert run.prompt_tokens - prompt_tokens >= 200
+
+
+def test_a_newcomer_shares_a_paused_sequence_s_beginning_and_leaves_it_the_rest() -> None:
+    run = simulation()
+    run.scheduler.submit(sequence(2, [9] * 2000))  # the pool grows
+    run.run()
+    s = sequence(0, [*range(300), *[1] * 300], 40)
+    run.scheduler.submit(s)
+    while s.n_missing > 1:
+        run.step()
+    run.scheduler.pause(s)
+    before = run.prompt_tokens
+    run.scheduler.submit(sequence(1, [*range(300), *[2] * 50], 5))
+    run.run_until(1)
+    run.scheduler.resume(s)
+    run.run()
+    assert run.prompt_tokens - before <= 51
+
+
+def test_with_all_paused_there_is_nothing_to_do() -> None:
+    run = simulation()
+    sequences = [sequence(order, [order] * 20, 40) for order in range(3)]
+    for s in sequences:
+        run.scheduler.submit(s)
+    for _ in range(3):
+        run.step()
+    for s in sequences:
+        run.scheduler.pause(s)
+    plan = run.step()
+    assert (plan.chunks, plan.operations, plan.grow_to) == ([], [], None)
+    run.scheduler.remove(sequences[0])
+    for s in sequences[1:]:
+        run.scheduler.resume(s)
+    run.run()
+    assert sorted(run.finished) == [1, 2]
 
 
 def test_running_rows_get_a_token_in_every_step_while_a_long_prompt_arrives() -> None:
