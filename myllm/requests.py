@@ -34,8 +34,9 @@ class GenRequest:
     `messages` hold `role` and `content` strings. `sampling` holds only what the caller set, by the
     names in `SAMPLING`. `logit_bias` maps a token id, or a text that is one token, to a bias in
     nats (-inf bans it). `deadline_ms` counts from the request's arrival. `priority` 0 is
-    interactive, higher is more patient (batch). Without `stream` there are no token events, and
-    log-probabilities come in the done event.
+    interactive, higher is more patient (batch). `client` is the Runtime's number of the connection:
+    clients share the engine evenly, whatever each has waiting. Without `stream` there are no token
+    events, and log-probabilities come in the done event.
     """
 
     id: int | None = None
@@ -52,6 +53,7 @@ class GenRequest:
     on_overflow: str = "error"
     deadline_ms: float | None = None
     priority: int = 0
+    client: int = 0
     stream: bool = True
     sampling: dict[str, float] = field(default_factory=dict)
     logit_bias: dict[str, float] = field(default_factory=dict)
@@ -90,6 +92,7 @@ class EmbedRequest:
     `chunk` 0, 1, …, or is refused where `on_overflow` is `error`. `pool` `mean` gives one vector a
     text: the mean of its windows' vectors, weighted by their tokens. `purpose` puts the prefix in
     front that the model wants for a query or a document. Without `cache` nothing is looked up or kept.
+    `priority` and `client` are as in GenRequest.
 
     Events, in any order of items:
     `{"item":0,"chunk":0,"start":0,"end":812,"tokens":201,"embedding":"<base64>","cached":false}`
@@ -107,6 +110,7 @@ class EmbedRequest:
     cache: bool = True
     deadline_ms: float | None = None
     priority: int = 0
+    client: int = 0
 
     @classmethod
     def parse(cls, message: Message) -> EmbedRequest:
@@ -197,6 +201,7 @@ _CHECKS: Final[Mapping[str, Any]] = {
     "on_overflow": _one_of(OVERFLOW),
     "deadline_ms": lambda name, value: checked_number(name, value, _DEADLINE),
     "priority": _integer(0, 19),
+    "client": _integer(0, 2**53),
     "stream": _flag,
     "logit_bias": _logit_bias,
 }
@@ -212,6 +217,7 @@ _EMBED_CHECKS: Final[Mapping[str, Any]] = {
     "cache": _flag,
     "deadline_ms": _CHECKS["deadline_ms"],
     "priority": _CHECKS["priority"],
+    "client": _CHECKS["client"],
 }
 
 

@@ -5,6 +5,7 @@ Owns what the scheduler must not see: sampler, text, clock times. Makes events, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +44,12 @@ class Generation:
     _answer: list[str] = field(default_factory=list)
     _logprobs: list[Message] = field(default_factory=list)
     _thought: list[str] = field(default_factory=list)
+
+    @property
+    def due(self) -> float:
+        """When its deadline is, on the clock of its times."""
+        limit = self.request.deadline_ms
+        return math.inf if limit is None else self.times.arrived + limit / 1000
 
     @property
     def n_generated(self) -> int:

@@ -45,7 +45,7 @@ def new_generation(
     seed = secrets.randbelow(MAX_SEED) if request.seed is None else request.seed
     return Generation(
         request,
-        Sequence(request.id or 0, list(prompt), limit, request.priority, number),
+        Sequence(request.id or 0, list(prompt), limit, request.priority, number, request.client),
         times,
         n_prompt=len(prompt),
         seed=seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,36 @@ def test_an_interactive_request_s_windows_go_before_a_batch_s() -> None:
     packer.add(urgent.windows())
     order = [packer.next_batch()[0].embedding for _ in range(3)]
     assert order == [urgent, batch, batch]
+
+
+def test_one_client_s_text_does_not_wait_behind_another_s_thousand() -> None:
+    packer = Packer(512, 16)
+    packer.add(embedding(*[250] * 1000, client=1).windows())
+    for _ in range(3):
+        packer.next_batch()
+    late = embedding(250, 250, request_id=2, client=2)
+    packer.add(late.windows())
+    owners = [window.embedding for _ in range(2) for window in packer.next_batch()]
+    assert owners.count(late) == 2
+
+
+def tokens_by_client(packer: Packer, n_batches: int) -> Counter[int]:
+    tokens: Counter[int] = Counter()
+    for window in (window for _ in range(n_batches) for window in packer.next_batch()):
+        tokens[window.embedding.request.client] += len(window.tokens)
+    return tokens
+
+
+def test_clients_share_by_tokens_and_none_saves_up_while_it_is_away_or_pays_for_what_it_cancelled() -> None:
+    packer = Packer(100, 16)
+    many, large = embedding(*[10] * 200, client=1), embedding(*[50] * 20, request_id=2, client=2)
+    packer.add([*many.windows(), *large.windows()])
+    assert tokens_by_client(packer, 6) == {1: 300, 2: 300}
+    packer.drop(large)
+    assert tokens_by_client(packer, 4) == {1: 400}
+    packer.add(embedding(*[50] * 20, request_id=3, client=2).windows())
+    shares = tokens_by_client(packer, 8)
+    assert abs(shares[1] - shares[2]) <= 100
 
 
 def test_what_a_request_still_wanted_goes_with_it() -> None:
