@@ -6,7 +6,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,11 @@ Run = Callable[..., Ended]
 def run() -> Run:
     """Runs `myllm` with arguments; `stdin` is bytes, or None for no input at all (/dev/null)."""
 
-    def start(*arguments: object, stdin: bytes | None = None, **options: Any) -> Ended:
-        command = [*MYLLM, *map(str, arguments)]
+    def start(
+        *arguments: object, stdin: bytes | None = None, under: Sequence[str] = (), **options: Any
+    ) -> Ended:
+        """`under` is a command that runs the one after it."""
+        command = [*under, *MYLLM, *map(str, arguments)]
         given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60, **given, **options}
         return Ended(subprocess.run(command, check=False, **options))
