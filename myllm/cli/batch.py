@@ -91,7 +91,7 @@ def run_batch(
     streams: Streams, settings: Settings, request: dict[str, Any], values: dict[str, Any], *, as_text: bool
 ) -> int:
     """Answers every record of stdin; returns the exit status. Raises what let none be answered."""
-    ask = _asker(request | {"priority": PATIENT, "stream": values["stream"]}, values["template"])
+    ask = _asker({"priority": PATIENT, **request, "stream": values["stream"]}, values["template"])
     if as_text and (values["resume"] or values["stream"]):
         raise UsageError(f"--{'resume' if values['resume'] else 'stream'}: it needs JSONL; give -o jsonl")
     done = Done()
