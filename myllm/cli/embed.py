@@ -102,6 +102,8 @@ gone, and no text has a vector; 74 I/O; 78 configuration. See `man myllm`.
     "-k", "nearest", type=click.IntRange(1), default=10, show_default=True, help="How many of them."
 )
 @options.loading_options
+@options.nice_option(str(PATIENT))
+@options.daemon_option
 @options.progress_option
 @click.option("-v", "--verbose", is_flag=True, help="A line of statistics on stderr.")
 @click.pass_obj
@@ -111,9 +113,7 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
     A text over the model's window is cut, never truncated; start and end say where in it a window is, in
     characters. Records keep their own keys. --similar-to reads texts, or records that embed has written.
     """
-    from myllm import settings
-
-    configured = settings.load()
+    configured = options.configured(values)
     model = values["model"] or configured.default_embed_model or DEFAULT
     request = _request(model, values)
     if not files and streams.stdin_is_terminal:
@@ -197,11 +197,8 @@ def _embed(
 
 def _request(model: str, values: dict[str, Any]) -> dict[str, Any]:
     """The request without its texts. Raises UsageError for a value out of range."""
-    from myllm.models.names import is_path
-
-    if is_path(model):
-        model = os.path.abspath(os.path.expanduser(model))  # noqa: PTH100, PTH111 — as in gen
-    request: dict[str, Any] = {"op": "embed", "model": model, "priority": PATIENT}
+    priority = PATIENT if values["nice"] is None else values["nice"]
+    request: dict[str, Any] = {"op": "embed", "model": options.absolute(model), "priority": priority}
     if loading := options.load_options(values):
         request["options"] = loading
     for name in ("window", "purpose"):
