@@ -204,7 +204,7 @@ def test_somebody_at_a_terminal_does_not_wait_for_a_crowd_and_it_loses_nothing(h
         for event in harness.events.get(timeout=120):
             seen.setdefault(event["id"], []).append(event)
             order += [event["id"]] if event["done"] else []
-        if len(seen.get(99, [])) == 3:
+        if len(seen.get(99, [])) >= 3:
             harness.engine.cancel(99)
     assert order[0] == 99
     for *tokens, done in seen.values():
