@@ -16,7 +16,9 @@ from myllm.cli.console import Streams
 COMMANDS: Final[Mapping[str, str]] = {
     "embed": "Turn text into vectors.",
     "gen": "Generate text from a prompt, or from many.",
+    "load": "Keep models warm in a daemon.",
     "models": "List, pull, add and remove models; no word lists them.",
+    "serve": "Run the daemon in the foreground.",
 }
 """Command → its line in `myllm --help`. `myllm/cli/NAME.py` holds it, under that very name."""
 
@@ -26,8 +28,9 @@ Examples:
   cat report.txt | myllm gen 'Summarise this in one sentence.'
   myllm gen --batch < prompts.jsonl > answers.jsonl
   myllm models list
+  myllm load smollm2
 
-Environment: MYLLM_MODEL, MYLLM_OUTPUT, MYLLM_OFFLINE and MYLLM_DEBUG; see `man myllm`.
+Environment: MYLLM_MODEL, MYLLM_OUTPUT, MYLLM_DAEMON, MYLLM_OFFLINE and MYLLM_DEBUG; see `man myllm`.
 """
 
 

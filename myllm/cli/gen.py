@@ -6,7 +6,6 @@ every warm command: nothing slow is imported here.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +16,7 @@ from myllm.cli.inputs import MAX_INPUT, MODES, Given, UpstreamError, compose, pa
 from myllm.cli.output import CountOutput, JsonlOutput, Output, TextOutput, losses, statistics
 from myllm.cli.progress import Progress
 from myllm.errors import BadDataError, DeadlineError, UnavailableError, UsageError, from_wire
-from myllm.protocol import GenRequest, encode, error_event, parse
+from myllm.protocol import encode, error_event, parse
 
 if TYPE_CHECKING:
     from myllm.runtime.client import Client
@@ -87,6 +86,8 @@ model's process is gone; 74 I/O; 78 configuration; 124 deadline. See `man myllm`
 @click.option("--unordered", is_flag=True, help="Print records as they end, not in the order of input.")
 @click.option("--stream", is_flag=True, help="With --batch and --map: print token events, too.")
 @options.loading_options
+@options.nice_option("0; 1 with --batch and --map")
+@options.daemon_option
 @options.progress_option
 @click.option("-v", "--verbose", is_flag=True, help="A line of statistics on stderr.")
 @click.pass_obj
@@ -101,12 +102,9 @@ def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
     input's own keys, its index (from 0, blank lines not counted) and input_hash; a bad record becomes
     an error record, and the exit status is 1.
     """
-    from myllm import settings
-
-    configured = settings.load()
-    chosen = values["output"] or configured.output
-    as_text = streams.stdout_is_terminal if chosen == "auto" else chosen == "text"
-    request = _request(values)
+    configured = options.configured(values)
+    as_text = options.as_text(streams, values["output"] or configured.output)
+    request = _request(values["model"] or configured.default_model, values)
     if values["batch"] or values["template"] is not None:
         from myllm.cli.batch import run_batch
 
@@ -133,11 +131,14 @@ def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
     return _conclude(streams, event, values["verbose"])
 
 
-def _request(values: dict[str, Any]) -> dict[str, Any]:
-    """The request without what it is to answer. Raises UsageError for a value out of range."""
+def _request(model: str | None, values: dict[str, Any]) -> dict[str, Any]:
+    """The request without what it is to answer. What is out of range, the Runtime refuses.
+
+    The model configured here is named: a daemon was started elsewhere, with other variables.
+    """
     request: dict[str, Any] = {"op": "count" if values["count"] else "gen"}
-    if model := values["model"]:
-        request["model"] = _absolute(model)
+    if model:
+        request["model"] = options.absolute(model)
     if loading := options.load_options(values):
         request["options"] = loading
     request |= options.sampling_parameters(values)
@@ -146,17 +147,11 @@ def _request(values: dict[str, Any]) -> dict[str, Any]:
         request["raw"] = True
     if values["on_overflow"] != "error":
         request["on_overflow"] = values["on_overflow"]
+    if values["nice"] is not None:
+        request["priority"] = values["nice"]
     if values["deadline"] is not None:
         request["deadline_ms"] = values["deadline"] * 1000
-    GenRequest.parse(request | {"prompt": ""})
     return request
-
-
-def _absolute(model: str) -> str:
-    """A path to a model as any process understands it; names as they are."""
-    from myllm.models.names import is_path
-
-    return os.path.abspath(os.path.expanduser(model)) if is_path(model) else model  # noqa: PTH100, PTH111 — no pathlib here
 
 
 def _check_batch(streams: Streams, prompt: str | None, values: dict[str, Any]) -> None:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from myllm.cli.console import Streams, visible, visible_json
-from myllm.cli.options import output_options, progress_option
+from myllm.cli.console import Streams, visible_json
+from myllm.cli.options import as_text, output_options, progress_option
 from myllm.cli.progress import Progress
+from myllm.cli.table import on_one_line, printed, size, table
 
 if TYPE_CHECKING:
     from myllm.models.catalog import CatalogEntry
@@ -112,7 +113,8 @@ def pull(streams: Streams, source: str, name: str | None, sha256: str | None, pr
 def add(streams: Streams, path: Path, name: str | None, copy: bool, progress: bool | None) -> None:
     """Give the model file PATH a name; it is used where it lies.
 
-    A folder with a BERT checkpoint of sentence-transformers is converted into MyLLM's store.
+    A folder with a BERT checkpoint of sentence-transformers is converted into MyLLM's store, and anew where
+    it has changed since.
     """
     registry = _registry()
     if copy:
@@ -159,7 +161,7 @@ def show(streams: Streams, name: str, output: str | None) -> None:
     metadata = {key: _short(value) for key, value in header.metadata.items() if key != TEMPLATE}
     fields = {field: record[field] for field in FIELDS if field != "template"} | metadata
     template = header.template or "no chat template in the file"
-    streams.write(_fields(fields) + _printed(f"\n{template}\n"))
+    streams.write(_fields(fields) + printed(f"\n{template}\n"))
 
 
 @models.command("verify")
@@ -176,7 +178,7 @@ def verify(streams: Streams, names: tuple[str, ...], progress: bool | None) -> N
         try:
             with closing(Progress(streams, progress)) as bar:
                 model = registry.verify(name, partial(bar.bytes, name))
-            streams.write(_printed(f"{model.sha256}  {model.name}\n"))
+            streams.write(printed(f"{model.sha256}  {model.name}\n"))
         except MyllmError as error:
             failures.append(error)
     for failure in failures[:-1]:
@@ -226,8 +228,7 @@ def _offered(entry: CatalogEntry) -> dict[str, Any]:
 
 
 def _as_text(streams: Streams, output: str | None) -> bool:
-    chosen = output or _settings().output
-    return streams.stdout_is_terminal if chosen == "auto" else chosen == "text"
+    return as_text(streams, output or _settings().output)
 
 
 def _jsonl(records: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> bytes:
@@ -242,7 +243,7 @@ def _table(records: Sequence[Mapping[str, Any]]) -> bytes:
     rows += [
         (
             ", ".join((record["name"], *record["aliases"])),
-            _size(record["size_bytes"]),
+            size(record["size_bytes"]),
             _count(record.get("parameters")),
             record.get("quantization") or "",
             str(record.get("context_length") or ""),
@@ -250,42 +251,21 @@ def _table(records: Sequence[Mapping[str, Any]]) -> bytes:
         )
         for record in records
     ]
-    shown = [[_on_one_line(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in shown
-    )
-    return _printed("".join(f"{line}\n" for line in lines))
+    return table(rows)
 
 
 def _fields(values: Mapping[str, Any]) -> bytes:
     shown = [
-        (_on_one_line(key), "" if value is None else _on_one_line(str(value)))
-        for key, value in values.items()
+        (on_one_line(key), "" if value is None else on_one_line(str(value))) for key, value in values.items()
     ]
     width = max(len(key) for key, _ in shown)
-    return _printed("".join(f"{key.ljust(width)}  {value}".rstrip() + "\n" for key, value in shown))
-
-
-def _on_one_line(text: str) -> str:
-    """Names and metadata come from strangers' files: no control characters, and no lines of their own."""
-    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def _printed(text: str) -> bytes:
-    """As for a terminal, whatever stdout is: a table is for people."""
-    return visible(text).encode("utf-8", "replace")
+    return printed("".join(f"{key.ljust(width)}  {value}".rstrip() + "\n" for key, value in shown))
 
 
 def _short(value: Any) -> Any:
     """A metadata value in a line; of a long array only its length and type, as its elements were skipped."""
     length, kind = getattr(value, "length", None), getattr(value, "kind", "")
     return value if length is None else f"{length:,} × {kind}"
-
-
-def _size(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
 
 
 def _count(parameters: int | None) -> str:

@@ -1,25 +1,32 @@
 """Options that several commands share, and how their values become parts of a request.
 
-Owns names, help and value checks of the model, loading, sampling and output options. Must not know
-what is done with them; ranges are the protocol's to check.
+Owns names, help and value checks of the model, loading, sampling, output and daemon options. Must not
+know what is done with them; ranges are the protocol's to check.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from myllm.cli.console import Streams
 from myllm.errors import MyllmError
-from myllm.protocol import KV_TYPES, OVERFLOW, SAMPLING, LoadOptions
+from myllm.protocol import KV_TYPES, OVERFLOW, SAMPLING, checked_number
+
+if TYPE_CHECKING:
+    from myllm.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
 
 LOGIT_BIAS: Final = "logit_bias."
 MAX_BIAS: Final = 1e9
+LOADING: Final = ("context", "parallel", "kv_type", "flash_attn", "threads", "gpu_layers")
+"""The fields of LoadOptions."""
 NAMED: Final = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
 """Sampling parameters with an option of their own; the others are for `--set`."""
 
@@ -34,6 +41,18 @@ def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> f
         return parse_duration(text)
     except MyllmError as error:
         raise click.BadParameter(str(error), ctx, param) from error
+
+
+def _keep_alive(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    """What a request says for `30m`, `0` or `-1`: seconds, or -1 for ever; None where nothing was given."""
+    if text is None:
+        return None
+    from myllm.settings import parse_keep_alive
+
+    try:
+        return keep_alive_on_the_wire(parse_keep_alive(text))
+    except MyllmError as error:
+        raise click.BadParameter(f"{error}; 0 is not at all, -1 for ever", ctx, param) from error
 
 
 def _assignments(ctx: click.Context, param: click.Parameter, texts: Sequence[str]) -> dict[str, Any]:
@@ -68,7 +87,7 @@ def _nearest(key: str) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
 
 
-def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     """Names on record and in the catalog for the shell's TAB; files for what begins like a path."""
     from click.shell_completion import CompletionItem
 
@@ -102,7 +121,7 @@ def model_option(default: str) -> Decorator[Any]:
         "-m",
         "--model",
         metavar="MODEL",
-        shell_complete=_complete_model,
+        shell_complete=complete_model,
         help=f"Model's name, or a path to a GGUF file.  [env var: MYLLM_MODEL; default: {default}]",
     )
 
@@ -115,6 +134,20 @@ output_options = _combined(
         help="auto is text on a terminal and JSONL otherwise.  [env var: MYLLM_OUTPUT; default: auto]",
     ),
     click.option("-t", "output", flag_value="text", help="The same as --output text."),
+)
+
+daemon_option = click.option(
+    "--no-daemon",
+    is_flag=True,
+    help="Run by itself, though a daemon answers.  [env var: MYLLM_DAEMON=never]",
+)
+
+keep_alive_option = click.option(
+    "--keep-alive",
+    metavar="TIME",
+    callback=_keep_alive,
+    help="How long the model stays without work: 30m, 0 (not at all) or -1 (for ever).  "
+    "[env var: MYLLM_KEEP_ALIVE; default: 30m]",
 )
 
 progress_option = click.option(
@@ -213,15 +246,62 @@ overflow_option = click.option(
 )
 
 
+def nice_option(default: str) -> Decorator[Any]:
+    """`--nice N`, the priority of a request; `default` is named in the help."""
+    return click.option(
+        "--nice",
+        type=click.IntRange(0, 19),
+        metavar="N",
+        help=f"From 0 (first) to 19 (last), who comes first where many share a model.  [default: {default}]",
+    )
+
+
+def configured(values: dict[str, Any]) -> Settings:
+    """The settings in force, under the flags of `daemon_option`. Raises what `settings.load` raises."""
+    from myllm import settings
+
+    found = settings.load()
+    return found._replace(daemon="never") if values["no_daemon"] else found
+
+
+def as_text(streams: Streams, output: str) -> bool:
+    """Whether stdout gets text, where `output` is auto, text or jsonl."""
+    return streams.stdout_is_terminal if output == "auto" else output == "text"
+
+
+def absolute(model: str) -> str:
+    """A path to a model as any process understands it; names as they are."""
+    from myllm.models.names import is_path
+
+    return os.path.abspath(os.path.expanduser(model)) if is_path(model) else model  # noqa: PTH100, PTH111 — no pathlib on the warm path
+
+
+def keep_alive_on_the_wire(seconds: float | None) -> float:
+    """As a request says it: -1 is for ever."""
+    return -1 if seconds is None else seconds
+
+
 def load_options(values: dict[str, Any]) -> dict[str, Any]:
     """The `options` object of a request, of what was given. Raises UsageError for a value out of range."""
-    return LoadOptions.parse({name: values[name] for name in LoadOptions._fields}).to_wire()
+    given = {name: values[name] for name in LOADING if values[name] is not None}
+    if not given:
+        return {}
+    from myllm.requests import LoadOptions
+
+    return LoadOptions.parse(given).to_wire()
 
 
 def sampling_parameters(values: dict[str, Any]) -> dict[str, Any]:
-    """The sampling part of a request, of what was given. `--set` wins over an option of the same name."""
-    names = (*NAMED, "max_tokens", "seed")
-    given = {name: values[name] for name in names if values.get(name) is not None}
+    """The sampling part of a request, of what was given. `--set` wins over an option of the same name.
+
+    Raises UsageError for a value out of range.
+    """
+    given: dict[str, Any] = {
+        name: checked_number(name, values[name], SAMPLING[name])
+        for name in NAMED
+        if values.get(name) is not None
+    }
+    given |= {name: values[name] for name in ("max_tokens", "seed") if values.get(name) is not None}
     if values["stop"]:
         given["stop"] = list(values["stop"])
     if values["ignore_eos"]:

@@ -26,6 +26,8 @@ CELL_STEP = 256
 CROWD = 16
 """So many requests at once are worth a layout of their own."""
 CROWD_SLOTS = 64
+CROWD_CELLS = POOL // CROWD_SLOTS
+"""What each of them has."""
 CROWD_PREFIX = 64
 """A common beginning of this many tokens is worth more shared than a crowd's streams are."""
 RESTART_TOKENS = 1024
@@ -55,12 +57,14 @@ class Space(Protocol):
     """Rows to begin with, until it is measured how many pay off."""
     max_cells: int
 
-    def successor(self, active: list[Sequence], waiting: list[Sequence]) -> Space | None:
+    def successor(
+        self, active: list[Sequence], waiting: list[Sequence], paused: list[Sequence]
+    ) -> Space | None:
         """The layout that would serve these sequences better, where it is worth to start again with it."""
         ...
 
-    def reusable(self, cache: KvCache, tokens: list[int]) -> tuple[Slot | None, int]:
-        """The slot with the longest beginning of `tokens` that may be reused, and its length."""
+    def reusable(self, cache: KvCache, sequence: Sequence) -> tuple[Slot | None, int]:
+        """The slot with the longest beginning of the sequence that it may reuse, and its length."""
         ...
 
     def is_short(self, cache: KvCache, active: list[Sequence], sequence: Sequence, shared: int) -> bool:
@@ -97,15 +101,17 @@ class Pool:
     def __init__(self, max_cells: int, max_rows: int, n_slots: int) -> None:
         self.max_cells, self.max_rows, self.n_slots = max_cells, max_rows, n_slots
 
-    def successor(self, active: list[Sequence], waiting: list[Sequence]) -> Space | None:
-        asked = active + waiting
+    def successor(
+        self, active: list[Sequence], waiting: list[Sequence], paused: list[Sequence]
+    ) -> Space | None:
+        asked = active + waiting + paused
         if len(asked) < CROWD or self.max_rows < CROWD or self.max_cells < POOL:
             return None
         lost = sum(sequence.n_cached for sequence in active)
         return Crowd(self) if lost <= RESTART_TOKENS and is_crowd(asked) else None
 
-    def reusable(self, cache: KvCache, tokens: list[int]) -> tuple[Slot | None, int]:
-        return cache.longest_prefix(tokens)
+    def reusable(self, cache: KvCache, sequence: Sequence) -> tuple[Slot | None, int]:
+        return cache.longest_prefix(sequence.tokens)
 
     def is_short(self, cache: KvCache, active: list[Sequence], sequence: Sequence, shared: int) -> bool:
         wanted = needed(sequence) - shared + sum(map(needed, active))
@@ -137,11 +143,14 @@ class Streams:
         self.n_slots = self.max_rows = n_slots
         self.max_cells = n_slots * round_up(window)
 
-    def successor(self, active: list[Sequence], waiting: list[Sequence]) -> Space | None:
+    def successor(
+        self, active: list[Sequence], waiting: list[Sequence], paused: list[Sequence]
+    ) -> Space | None:
         return None
 
-    def reusable(self, cache: KvCache, tokens: list[int]) -> tuple[Slot | None, int]:
-        return None, 0
+    def reusable(self, cache: KvCache, sequence: Sequence) -> tuple[Slot | None, int]:
+        slot = sequence.parked  # all of its own, as it was
+        return slot, len(slot.tokens) if slot else 0
 
     def is_short(self, cache: KvCache, active: list[Sequence], sequence: Sequence, shared: int) -> bool:
         return needed(sequence) > cache.cells_per_slot
@@ -163,21 +172,28 @@ class Streams:
 
 
 class Crowd(Streams):
-    """Streams for many short requests of a batch; the pool returns when others wait and none runs."""
+    """Streams for many short requests of a batch; the pool returns when others wait and none runs, and at
+    once for somebody at a terminal who needs more than a slot.
+    """
 
-    start_rows = CROWD_SLOTS  # nobody waits at a terminal, and in streams more rows do no harm
+    start_rows = CROWD_SLOTS  # in streams more rows do no harm
 
     def __init__(self, pool: Pool) -> None:
-        super().__init__(CROWD_SLOTS, POOL // CROWD_SLOTS)
+        super().__init__(CROWD_SLOTS, CROWD_CELLS)
         self._pool = pool
 
-    def successor(self, active: list[Sequence], waiting: list[Sequence]) -> Space | None:
-        return self._pool if waiting and not active and not is_crowd(waiting) else None
+    def successor(
+        self, active: list[Sequence], waiting: list[Sequence], paused: list[Sequence]
+    ) -> Space | None:
+        is_urgent = any(not s.priority and needed(s) > CROWD_CELLS for s in waiting)
+        is_over = waiting and not active and not is_crowd(waiting)
+        return self._pool if is_urgent or is_over else None
 
 
 def is_crowd(sequences: list[Sequence]) -> bool:
     """Whether these are requests of a batch, all short enough for a crowd's slots, with nothing to share."""
     first, last = sequences[0], sequences[-1]
     shared = 0 if first is last else common_prefix(first.tokens, last.tokens)
-    most = POOL // CROWD_SLOTS
-    return shared < CROWD_PREFIX and all(s.priority and s.n_cached + needed(s) <= most for s in sequences)
+    return shared < CROWD_PREFIX and all(
+        s.priority and s.n_cached + needed(s) <= CROWD_CELLS for s in sequences
+    )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import orjson
 import pytest
 
 from myllm.cli.console import Streams
+from myllm.runtime.socket_file import socket_path
 
 MYLLM = (sys.executable, "-m", "myllm")
 
@@ -39,13 +42,48 @@ Run = Callable[..., Ended]
 def run() -> Run:
     """Runs `myllm` with arguments; `stdin` is bytes, or None for no input at all (/dev/null)."""
 
-    def start(*arguments: object, stdin: bytes | None = None, **options: Any) -> Ended:
-        command = [*MYLLM, *map(str, arguments)]
+    def start(
+        *arguments: object, stdin: bytes | None = None, under: Sequence[str] = (), **options: Any
+    ) -> Ended:
+        """`under` is a command that runs the one after it."""
+        command = [*under, *MYLLM, *map(str, arguments)]
         given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60, **given, **options}
         return Ended(subprocess.run(command, check=False, **options))
 
     return start
+
+
+def processes_of(home: Path) -> dict[int, str]:
+    """Command lines, by pid, of the processes that were started with this HOME."""
+    mine = b"HOME=" + os.fsencode(home)
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if mine in (entry / "environ").read_bytes().split(b"\0"):
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().decode().replace("\0", " ")
+            except OSError:  # it ended just now, or is another user's
+                continue
+    return found
+
+
+@pytest.fixture
+def daemons(home: Path, run: Run) -> Iterator[None]:
+    """For tests that start a daemon: it is stopped, and no process, socket or descriptor of it is left."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    yield
+    run("load", "--stop")
+    left = processes_of(home)
+    for _ in range(100):
+        if not (left := processes_of(home)):
+            break
+        time.sleep(0.02)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == {}
+    assert not os.path.lexists(socket_path())
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 class Captured:

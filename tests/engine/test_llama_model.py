@@ -15,7 +15,7 @@ import pytest
 from myllm.engine import open_engine
 from myllm.engine.context import Context
 from myllm.errors import BadDataError, ContextOverflowError
-from myllm.protocol import GenRequest, LoadOptions
+from myllm.requests import GenRequest, LoadOptions
 
 pytestmark = pytest.mark.model
 
@@ -171,10 +171,10 @@ def test_the_cache_grows_under_a_running_request_without_changing_its_answer(har
     grown = Harness(harness.path, threads=2)
     grown.submit(0, question, **fields)
     grown.events.get(timeout=60)
-    cells_before = grown.engine.status()["cells"]
+    cells_before = grown.engine.status()["context"]
     grown.submit(1, "word " * 700, max_tokens=2, sampling=GREEDY)
     answer = grown.gather(2)[0][-1]["full_text"]
-    assert grown.engine.status()["cells"] > cells_before
+    assert grown.engine.status()["context"] > cells_before
     grown.engine.close()
     # Low bits change with the neighbour's prompt beside it, so that a late word may differ.
     assert answer[:60] == expected[:60]
@@ -187,6 +187,29 @@ def test_a_crowd_of_short_requests_is_answered_in_streams(harness: Harness) -> N
     done = harness.gather(40)
     assert all(len(events) == 1 and events[0]["done"] for events in done.values())
     assert harness.engine.status()["layout"] == "Crowd"
+
+
+def test_somebody_at_a_terminal_does_not_wait_for_a_crowd_and_it_loses_nothing(harness: Harness) -> None:
+    for request_id in range(32):
+        question = QUESTIONS[request_id % len(QUESTIONS)]
+        harness.submit(request_id, question, max_tokens=24, ignore_eos=True, priority=1)
+    first = harness.events.get(timeout=120)
+    assert harness.engine.status()["layout"] == "Crowd"
+    harness.submit(99, "Say hi.", max_tokens=300, ignore_eos=True)  # more than a crowd's slot holds
+    order: list[int] = []
+    seen: dict[int, list[dict[str, Any]]] = {}
+    for event in first:
+        seen.setdefault(event["id"], []).append(event)
+    while len(order) < 33:
+        for event in harness.events.get(timeout=120):
+            seen.setdefault(event["id"], []).append(event)
+            order += [event["id"]] if event["done"] else []
+        if len(seen.get(99, [])) >= 3:
+            harness.engine.cancel(99)
+    assert order[0] == 99
+    for *tokens, done in seen.values():
+        assert "".join(event["token"] for event in tokens) == done["full_text"]
+        assert done["usage"]["completion_tokens"] == 24 or done["id"] == 99
 
 
 def test_a_stop_string_ends_the_answer_before_itself(harness: Harness) -> None:
@@ -204,7 +227,7 @@ def test_a_cancelled_request_says_so_and_the_others_go_on(harness: Harness) -> N
     events = harness.gather(2)
     assert events[0][-1]["finish_reason"] == "cancelled"
     assert events[1][-1]["finish_reason"] in ("length", "stop")
-    assert harness.engine.status()["sequences_active"] == 0
+    assert harness.engine.status()["busy"] == 0
 
 
 def test_a_deadline_gives_what_there_is(harness: Harness) -> None:

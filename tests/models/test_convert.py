@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +28,7 @@ from checkpoint_maker import (
     make_checkpoint,
     make_tensors,
 )
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -416,6 +418,52 @@ def test_a_copy_of_a_folder_is_its_conversion_and_the_folder_itself_is_no_model(
         registry.resolve(str(checkpoint))
 
 
+@pytest.mark.parametrize("changed", ["model.safetensors", "modules.json"])
+def test_a_folder_is_converted_anew_only_where_its_checkpoint_has_changed(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    conversions: list[Path] = []
+
+    def counted(folder: Path, target: Path) -> None:
+        conversions.append(folder)
+        convert(folder, target)
+
+    monkeypatch.setattr("myllm.models.sources.checkpoint.convert", counted)
+    registry = Registry(load())
+    first = registry.add(checkpoint, "mine")
+    other = registry.add(checkpoint, "other")
+    registry.alias("short", "mine")
+    (checkpoint / "README.md").write_text("no part of a model")
+    assert registry.add(checkpoint) == registry.resolve("mine")
+    assert len(conversions) == 1
+    if changed == "modules.json":
+        write(changed, MODULES[:2])(checkpoint)
+    else:
+        save_file({name: 2 * tensor for name, tensor in make_tensors().items()}, checkpoint / changed)
+    second = registry.add(checkpoint)
+    assert (second.name, second.aliases, second.path != first.path) == ("mine", ("short",), True)
+    assert registry.resolve("short").path == second.path
+    assert registry.add(checkpoint, "mine").path == second.path
+    assert len(conversions) == 2
+    assert registry.resolve("other").path == other.path  # still as it was
+    registry.alias("third", "other")
+    assert registry.add(checkpoint, "third").path == registry.resolve("other").path == second.path
+    assert len(conversions) == 2
+    assert not first.path.exists()  # nobody's any more
+
+
+def test_a_copy_is_made_anew_where_its_original_has_changed(checkpoint: Path, tmp_path: Path) -> None:
+    registry, original = Registry(load()), tmp_path / "original.gguf"
+    convert(checkpoint, original)
+    first = registry.add_copy(original)
+    assert registry.add_copy(original) == first
+    original.unlink()
+    write("modules.json", MODULES[:2])(checkpoint)
+    convert(checkpoint, original)
+    assert registry.add_copy(original).path.read_bytes() == original.read_bytes()
+    assert not first.path.exists()
+
+
 def test_a_refused_folder_leaves_nothing(checkpoint: Path, home: Path) -> None:
     truncate(checkpoint)
     with pytest.raises(BadDataError):
@@ -436,6 +484,34 @@ def test_a_catalog_model_whose_weights_are_others_is_refused(
     assert not list(home.rglob("*.gguf"))
     entry = replace(entry, checkpoint_sha256=right)
     assert Registry(load()).pull("tiny").name == "tiny"
+
+
+def embedded(model: Path, *options: str) -> Any:
+    command = [sys.executable, "-m", "myllm", "embed", "-m", str(model), "--no-cache", *options]
+    done = subprocess.run(command, input=b"a c d e f g", capture_output=True, check=True, timeout=60)
+    (line,) = done.stdout.splitlines()
+    return np.array(json.loads(line)["embedding"])
+
+
+@pytest.mark.parametrize("says", [True, False, None])
+def test_vectors_have_norm_1_unless_the_checkpoint_leaves_them_raw(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: bool | None
+) -> None:
+    """llama.cpp runs a model of a few KB; `says` None is a GGUF that somebody else made, without our key."""
+    convert(checkpoint, normal := tmp_path / "normal.gguf")
+    if says is None:
+        add = GGUFWriter.add_bool
+        foreign = lambda writer, key, value: None if "normalize" in key else add(writer, key, value)  # noqa: E731
+        monkeypatch.setattr(GGUFWriter, "add_bool", foreign)
+    write("modules.json", MODULES if says else MODULES[:2])(checkpoint)
+    convert(checkpoint, model := tmp_path / "model.gguf")
+    for options in ((), ("--pool", "mean", "--window", "5")):
+        norm = np.linalg.norm(embedded(model, *options))
+        assert norm == pytest.approx(1, abs=1e-5) if says is not False else norm > 2
+    whole = embedded(model)
+    assert whole / np.linalg.norm(whole) == pytest.approx(embedded(normal), abs=1e-5)
+    cut = embedded(model, "--dimensions", "4")
+    assert cut == pytest.approx(whole[:4] / np.linalg.norm(whole[:4]), abs=1e-5)
 
 
 @pytest.mark.model
