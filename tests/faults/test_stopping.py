@@ -127,8 +127,10 @@ class Jumping(selectors.EpollSelector):
     late = 0.0
     jumps = pathlib.Path({file!r})
     def select(self, timeout=None):
-        if timeout is None or timeout <= 0.02 or not self.jumps.exists():
+        if timeout is None or timeout <= 0.02:
             return super().select(timeout)
+        if not self.jumps.exists():
+            return super().select(0.02)
         if ready := super().select(0.02):
             return ready
         Jumping.late += timeout - 0.02
