@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def main() -> NoReturn:
         _end_by("SIGINT")
     except BrokenPipeError:
         _end_by("SIGPIPE")
-    sys.exit(status)
+    _end(status)
 
 
 def _run(streams: Streams) -> int:
@@ -103,6 +104,16 @@ def _flush(streams: Streams) -> int:
 def _forget_stdout() -> None:
     """Lets Python's own flush at exit go nowhere, so that it does not complain a second time."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _end(status: int) -> NoReturn:
+    """Ends the process without taking the interpreter to pieces: 5 ms that nobody needs.
+
+    stdout is flushed, models end with the connections to them, and what threads still do is nobody's.
+    """
+    with suppress(OSError, ValueError):
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def _end_by(name: str) -> NoReturn:

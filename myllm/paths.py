@@ -2,7 +2,7 @@
 
 A leaf. Every function but `make_private` only computes a path and creates nothing. Must not
 know what is kept in these folders. Imports pathlib only when a Path is asked for: it costs a warm
-command 3 ms, and all that one needs is `runtime_folder`.
+command 3 ms, and all that one needs is `config_path` and `runtime_folder`.
 
 The rules are those of the XDG Base Directory Specification 0.8: a variable that is empty or not
 absolute is ignored. They are resolved here rather than by `xdg-base-dirs` because that library
@@ -27,7 +27,12 @@ PRIVATE: Final = 0o700
 
 def config_file(environ: Mapping[str, str] = os.environ) -> Path:
     """`$XDG_CONFIG_HOME/myllm/config.toml`. Raises ConfigError where there is no home."""
-    return _path(_base("XDG_CONFIG_HOME", ".config", environ), FOLDER, "config.toml")
+    return _path(config_path(environ))
+
+
+def config_path(environ: Mapping[str, str] = os.environ) -> str:
+    """`config_file` as text. Raises ConfigError where there is no home."""
+    return os.path.join(_base("XDG_CONFIG_HOME", ".config", environ), FOLDER, "config.toml")
 
 
 def data_dir(environ: Mapping[str, str] = os.environ) -> Path:

@@ -1,21 +1,24 @@
 """What the user has configured: `MYLLM_*` variables over `config.toml` over defaults.
 
-A leaf. Owns the table of settings (`TABLE`), from which the man page and README are made, and the
-notations for durations and sizes. Flags win over all of this and are the CLI's affair. Must not
-know what a setting does.
+A leaf, and on every command's way: no dataclasses, no pathlib. Owns the table of settings (`TABLE`), from
+which the man page and README are made, and the notations for durations and sizes. Flags win over all of
+this and are the CLI's affair. Must not know what a setting does.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from myllm import paths
 from myllm.errors import ConfigError, MyllmError, PermissionDeniedError, UsageError
-from myllm.protocol import LoadOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from myllm.requests import LoadOptions
 
 OUTPUTS: Final = ("auto", "text", "jsonl")
 DAEMON_MODES: Final = ("auto", "never", "always")
@@ -23,8 +26,7 @@ MODEL_TABLE: Final = "model"
 """`[model.NAME]` holds the loading options of one model."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """What is configured, checked. `keep_alive` in seconds (None: for ever), `models_max_memory` in bytes."""
 
     default_model: str | None = None
@@ -38,7 +40,7 @@ class Settings:
     models_max_loaded: int | None = None
     models_preload: tuple[str, ...] = ()
     queue: int = 512
-    model_options: Mapping[str, LoadOptions] = field(default_factory=dict)
+    model_options: Mapping[str, LoadOptions] = MappingProxyType({})
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -47,7 +49,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
     Raises ConfigError naming the file (or variable), the key and what was expected;
     PermissionDeniedError where the file may not be read.
     """
-    file = paths.config_file(environ)
+    file = paths.config_path(environ)
     values = _from_file(file)
     for setting in TABLE:
         text = environ.get(setting.variable, "")
@@ -99,8 +101,7 @@ def _split_unit(text: str) -> tuple[float | None, str]:
 Check = Callable[[str, Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """One setting: its key in config.toml (`table.key`), its variable, its check, and a line of help."""
 
     key: str
@@ -173,6 +174,8 @@ def _texts(where: str, value: Any, separator: str, expected: str) -> list[str]:
 
 
 def _folders(where: str, value: Any) -> tuple[Path, ...]:
+    from pathlib import Path
+
     expected = "a list of absolute paths (in the environment separated by colons)"
     # os.path's expanduser leaves the ~ of an unknown user as it is, which is then not absolute.
     folders = tuple(Path(os.path.expanduser(text)) for text in _texts(where, value, os.pathsep, expected))  # noqa: PTH111
@@ -214,7 +217,7 @@ TABLE: Final = (
         "models.max_loaded", "MYLLM_MODELS_MAX_LOADED", _count, "2", "models that are loaded at once, at most"
     ),
     Setting("models.preload", "MYLLM_MODELS_PRELOAD", _names, '["smollm2"]', "models loaded at start"),
-    Setting("queue", "MYLLM_QUEUE", _count, "512", "requests that run or wait at once; one more is refused"),
+    Setting("queue", "MYLLM_QUEUE", _count, "64", "requests that run or wait at once; one more is refused"),
 )
 """Every setting but `[model.NAME]`, in the order in which the documentation shows them."""
 
@@ -222,7 +225,7 @@ TABLE: Final = (
 # ── the file ────────────────────────────────────────────────────────────────────────────────
 
 
-def _from_file(file: Path) -> dict[str, Any]:
+def _from_file(file: str) -> dict[str, Any]:
     """The checked values of config.toml by field; empty where there is no file."""
     values: dict[str, Any] = {}
     by_key = {setting.key: setting for setting in TABLE}
@@ -245,7 +248,11 @@ def _flattened(document: Mapping[str, Any], tables: set[str]) -> Iterable[tuple[
             yield key, value
 
 
-def _model_options(file: Path, models: Any) -> dict[str, LoadOptions]:
+def _model_options(file: str, models: Any) -> dict[str, LoadOptions]:
+    if models == {}:
+        return {}
+    from myllm.requests import LoadOptions
+
     if not isinstance(models, dict):
         raise _wrong(f"{file}: {MODEL_TABLE}", "tables [model.NAME]", models)
     checked = {}
@@ -268,9 +275,10 @@ def _model_options(file: Path, models: Any) -> dict[str, LoadOptions]:
     return checked
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: str) -> dict[str, Any]:
     try:
-        data = file.read_bytes()
+        with open(file, "rb") as stream:
+            data = stream.read()
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except PermissionError as error:

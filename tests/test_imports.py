@@ -17,7 +17,7 @@ HEAVY = {"llama_cpp", "numpy", "fastapi", "sqlite_utils", "asyncio"}
 """What no command pays for that does not need it (DESIGN.md §1)."""
 DEAR = HEAVY | {"tqdm", "jinja2", "tomllib", "subprocess", "huggingface_hub", "importlib.metadata", "hashlib"}
 
-LEAVES = {"errors", "protocol", "settings", "paths", "logs", "hardware"}
+LEAVES = {"errors", "protocol", "requests", "settings", "paths", "logs", "hardware"}
 BELOW: dict[str, set[str]] = {
     "engine": set(),
     "models": set(),
@@ -33,7 +33,8 @@ BELOW: dict[str, set[str]] = {
 def imported_by(*arguments: str) -> set[str]:
     """Every module that `myllm ARGUMENTS` has imported when it ends."""
     code = (
-        "import sys, atexit; atexit.register(lambda: print(*sys.modules, sep='\\n', file=sys.stderr)); "
+        "import os, sys; end = os._exit; tell = lambda: print(*sys.modules, file=sys.stderr, flush=True); "
+        "os._exit = lambda status: (tell(), end(status)); "
         f"sys.argv = {['myllm', *arguments]!r}; from myllm.__main__ import main; main()"
     )
     ended = subprocess.run(

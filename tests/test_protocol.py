@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from myllm import protocol
 from myllm.errors import BY_CODE, BadDataError, InternalError, MyllmError, UsageError, from_wire
-from myllm.protocol import GenRequest, LineBuffer, LoadOptions, MessageReader, encode, parse
+from myllm.protocol import LineBuffer, MessageReader, encode, parse
+from myllm.requests import GenRequest, LoadOptions
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),

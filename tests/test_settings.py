@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from myllm import paths
 from myllm.errors import ConfigError, PermissionDeniedError, UsageError
-from myllm.protocol import LoadOptions
+from myllm.requests import LoadOptions
 from myllm.settings import (
     TABLE,
     Settings,
@@ -32,10 +31,12 @@ output = "jsonl"
 daemon = "never"
 offline = true
 keep_alive = "2h"
+queue = 16
 
 [models]
 paths = ["/srv/models", "~/models"]
 max_memory = "4G"
+max_loaded = 2
 preload = ["smollm2", "minilm"]
 
 [model.smollm2]
@@ -71,6 +72,8 @@ def test_every_key_of_the_file_is_read(config: Path, home: Path) -> None:
         keep_alive=7200,
         models_paths=(Path("/srv/models"), home / "models"),
         models_max_memory=4 * 2**30,
+        models_max_loaded=2,
+        queue=16,
         models_preload=("smollm2", "minilm"),
         model_options={
             "smollm2": LoadOptions(context=4096, kv_type="q8_0"),
@@ -90,6 +93,8 @@ def test_variables_win_over_the_file(config: Path) -> None:
         "MYLLM_KEEP_ALIVE": "-1",
         "MYLLM_MODELS_PATHS": "/a:/b",
         "MYLLM_MODELS_MAX_MEMORY": "512M",
+        "MYLLM_MODELS_MAX_LOADED": "3",
+        "MYLLM_QUEUE": "7",
         "MYLLM_MODELS_PRELOAD": "a, b",
     }
     assert set(given) == {setting.variable for setting in TABLE}
@@ -103,6 +108,8 @@ def test_variables_win_over_the_file(config: Path) -> None:
         keep_alive=None,
         models_paths=(Path("/a"), Path("/b")),
         models_max_memory=512 * 2**20,
+        models_max_loaded=3,
+        queue=7,
         models_preload=("a", "b"),
         model_options=settings.model_options,
     )
@@ -200,16 +207,18 @@ def test_a_file_that_cannot_be_read_is_told(config: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         load()
 
-    def refuse(_: Path) -> bytes:
+    def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)  # as root, no mode refuses
+    monkeypatch.setattr("builtins.open", refuse)  # as root, no mode refuses
     with pytest.raises(PermissionDeniedError, match="permission denied"):
         load()
 
 
 def test_the_table_covers_every_setting_and_its_examples_are_valid(config: Path) -> None:
-    assert [setting.field for setting in TABLE] == [f.name for f in fields(Settings)][:-1]
+    assert [setting.field for setting in TABLE] == [
+        name for name in Settings._fields if name != "model_options"
+    ]
     config.write_text("".join(f"{setting.key} = {setting.example}\n" for setting in TABLE))
     settings = load()
     for setting in TABLE:

@@ -20,9 +20,10 @@ from myllm.errors import IOFailureError, MyllmError
 CHUNK: Final = 1024 * 1024
 PATIENCE: Final = 2.0
 """Seconds of silence on stdin after which stderr says what is being waited for (DESIGN.md §3)."""
-_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""C0 without tab and newline, DEL, C1. Each is escaped by itself, so no sequence can be cut in two."""
-_JSON_CONTROLS: Final = re.compile(rb"\x7f|\xc2[\x80-\x9f]")
+_CONTROLS: Final = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+"""C0 without tab and newline, DEL, C1. Each is escaped by itself, so no sequence can be cut in two.
+(Compiled when first used, which most commands never do.)"""
+_JSON_CONTROLS: Final = rb"\x7f|\xc2[\x80-\x9f]"
 """What JSON leaves as it is of the above, in UTF-8."""
 
 
@@ -103,9 +104,9 @@ def write_failure(error: OSError) -> IOFailureError:
 
 def visible(text: str) -> str:
     r"""`text` safe for a terminal: control characters but tab and newline become `\x1b` and the like."""
-    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+    return re.sub(_CONTROLS, lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def visible_json(line: bytes) -> bytes:
     r"""A line of JSON safe for a terminal, with the same meaning: DEL and C1 become `\u009b` and the like."""
-    return _JSON_CONTROLS.sub(lambda match: b"\\u%04x" % ord(match[0].decode()), line)
+    return re.sub(_JSON_CONTROLS, lambda match: b"\\u%04x" % ord(match[0].decode()), line)

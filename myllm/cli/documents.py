@@ -28,13 +28,33 @@ OURS: Final = frozenset({"embedding", "chunk", "start", "end", "tokens", "dimens
 """Keys of our own records that are not passed on from an input record."""
 
 
+class Input(NamedTuple):
+    """One of what is read, by its `name` in messages; `own` goes into the records of all its texts.
+    `size` in bytes, where it is known beforehand.
+    """
+
+    name: str
+    own: dict[str, Any]
+    chunks: Iterable[bytes]
+    size: int | None = None
+
+
 class Text(NamedTuple):
-    """A text to embed, or why there is none; `size` in bytes of its input."""
+    """A text to embed, or why there is none; `size` in bytes of its input, a line's end included."""
 
     own: dict[str, Any]
     size: int
     text: str | None = None
     error: dict[str, str] | None = None
+
+
+def all_texts(
+    inputs: Iterable[Input], mode: str, field: str | None, idle: Callable[[], None]
+) -> Iterator[Text]:
+    """The texts of all inputs, one input after the other. Raises BadDataError."""
+    for name, own, chunks, _ in inputs:
+        for text in texts(chunks, mode, field, name, idle):
+            yield text._replace(own=text.own | own)
 
 
 def texts(
@@ -87,7 +107,7 @@ def _document(chunks: Iterable[bytes], name: str) -> Text:
 
 
 def _text(line: Line, mode: str, field: str | None) -> Text | None:
-    size = len(line.data)
+    size = len(line.data) + 1
     try:
         if line.too_long:
             raise RecordError(f"line: longer than {MAX_LINE:,} bytes; split it, or give --input text")

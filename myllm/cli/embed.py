@@ -5,9 +5,13 @@ Owns what the options of `embed` mean together. Must not know how a text becomes
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import closing, contextmanager
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -16,12 +20,14 @@ from myllm.cli.console import CHUNK, Streams, visible_json
 from myllm.cli.inputs import MODES
 from myllm.cli.progress import Progress
 from myllm.cli.vectors import FORMATS, writer
-from myllm.errors import IOFailureError, MyllmError, NotFoundError, UsageError
-from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES, EmbedRequest
+from myllm.errors import IOFailureError, NotFoundError, UnavailableError, UsageError
+from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES
+from myllm.requests import EmbedRequest
 
 if TYPE_CHECKING:
-    from myllm.cli.documents import Text
+    from myllm.cli.documents import Input
     from myllm.cli.embedding import Run
+    from myllm.runtime.client import Client
     from myllm.settings import Settings
 
 DEFAULT: Final = "minilm"
@@ -38,7 +44,7 @@ Examples:
 \b
 Exit status: 0 done; 1 some texts failed; 2 usage; 65 bad data; 66 no such
 model or file; 67 a text does not fit the window; 69 the model's process is
-gone; 74 I/O; 78 configuration. See `man myllm`.
+gone, and no text has a vector; 74 I/O; 78 configuration. See `man myllm`.
 """
 
 
@@ -86,7 +92,7 @@ gone; 74 I/O; 78 configuration. See `man myllm`.
     "--out", type=click.Path(), metavar="FILE", help="Where --format npy goes; stdout gets the records."
 )
 @click.option(
-    "--dimensions", type=click.IntRange(1), metavar="N", help="Cut vectors to N numbers, of norm 1 again."
+    "--dimensions", type=click.IntRange(1), metavar="N", help="Cut vectors to N numbers, then of norm 1."
 )
 @click.option("--no-cache", is_flag=True, help="Look nothing up, and keep nothing.")
 @click.option(
@@ -112,8 +118,9 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
     request = _request(model, values)
     if not files and streams.stdin_is_terminal:
         raise UsageError("nothing to embed: give FILES, or pipe text in")
+    inputs = _inputs(streams, files)
     if values["similar_to"] is not None:
-        return _similar(streams, configured, request, files, values)
+        return _similar(streams, configured, request, inputs, values)
     shaped = writer(values["notation"], values["out"], values["dimensions"])
     started = time.monotonic()
 
@@ -123,8 +130,8 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
         return shaped.record(event)
 
     try:
-        source = _source(streams, files, values)
-        run = _embed(streams, configured, request, source, record, values["progress"], shaped.in_order)
+        with _connected(streams, configured, values["progress"]) as side:
+            run = _embed(streams, side, request, inputs, values, record, shaped.in_order)
     finally:
         shaped.close()
     if values["verbose"]:
@@ -132,37 +139,59 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
     return _conclude(streams, run)
 
 
-def _embed(
-    streams: Streams,
-    configured: Settings,
-    request: dict[str, Any],
-    source: Callable[[Callable[[], None]], Iterator[Text]],
-    record: Callable[[dict[str, Any]], bytes],
-    wanted: bool | None,
-    in_order: Callable[[bytes], bytes] = bytes,
-) -> Run:
-    """Embeds all of `source`, its records going to stdout."""
-    from myllm.cli.embedding import Run
+class _Connected(NamedTuple):
+    """A client, and what is shown of its events beside the vectors."""
+
+    client: Client
+    progress: Progress
+    note: Callable[[str], None]
+
+
+@contextmanager
+def _connected(streams: Streams, configured: Settings, wanted: bool | None) -> Iterator[_Connected]:
+    """The one connection of a run."""
     from myllm.paths import cache_dir
     from myllm.runtime import connect
     from myllm.storage.embedding_cache import cache_file
 
+    # Where there is a cache, perhaps no worker is needed; else it starts before anything else.
+    with (
+        connect(configured, streams.note, spare=not cache_file(cache_dir()).exists()) as client,
+        closing(Progress(streams, wanted)) as progress,
+    ):
+        yield _Connected(client, progress, cache(streams.note))  # each note once
+
+
+def _embed(
+    streams: Streams,
+    side: _Connected,
+    request: dict[str, Any],
+    inputs: list[Input],
+    values: dict[str, Any],
+    record: Callable[[dict[str, Any]], bytes],
+    in_order: Callable[[bytes], bytes] = bytes,
+) -> Run:
+    """Embeds all texts of `inputs`, their records going to stdout."""
+    from myllm.cli.documents import all_texts
+    from myllm.cli.embedding import Run
+
     escapes = streams.stdout_is_terminal
-    progress = Progress(streams, wanted)
+    sizes = [size for _, _, _, size in inputs if size is not None]
+    total = sum(sizes) if len(sizes) == len(inputs) else None
 
     def write(data: bytes) -> None:
         data = in_order(data)
         streams.write(visible_json(data) if escapes else data)
 
-    # Where there is a cache, perhaps no worker is needed; else it starts before anything else.
-    with connect(configured, streams.note, spare=not cache_file(cache_dir()).exists()) as client:
-        run = Run(client, record, write)
-        try:
-            run.run(
-                request, source, preparing=progress.preparing, note=streams.note, advanced=progress.records
-            )
-        finally:
-            progress.close()
+    run = Run(side.client, record, write)
+    run.run(
+        request,
+        lambda idle: all_texts(inputs, values["input_mode"], values["field"], idle),
+        preparing=side.progress.preparing,
+        note=side.note,
+        advanced=partial(side.progress.texts, total=total),
+    )
+    side.progress.close()
     return run
 
 
@@ -182,21 +211,23 @@ def _request(model: str, values: dict[str, Any]) -> dict[str, Any]:
     return request
 
 
-def _source(
-    streams: Streams, files: tuple[str, ...], values: dict[str, Any]
-) -> Callable[[Callable[[], None]], Iterator[Text]]:
-    """The texts of all files, each record with its `path`, or of stdin."""
-    from myllm.cli.documents import texts
+def _inputs(streams: Streams, files: tuple[str, ...]) -> list[Input]:
+    """All files, their records each with its `path`, or stdin; nothing is opened yet."""
+    from myllm.cli.documents import Input
 
-    def source(idle: Callable[[], None]) -> Iterator[Text]:
-        mode, field = values["input_mode"], values["field"]
-        if not files:
-            yield from texts(streams.chunks(AWAITED), mode, field, "stdin", idle)
-        for file in files:
-            for text in texts(_chunks(file), mode, field, file, idle):
-                yield text._replace(own=text.own | {"path": file})
+    if not files:
+        return [Input("stdin", {}, streams.chunks(AWAITED), _size(streams.stdin))]
+    return [Input(file, {"path": file}, _chunks(file), _size(file)) for file in files]
 
-    return source
+
+def _size(file: str | int) -> int | None:
+    """Bytes that a regular file, or what stdin is of one, still has; None for all else."""
+    try:
+        status = os.stat(file)  # noqa: PTH116 — a descriptor, too
+        read = os.lseek(file, 0, os.SEEK_CUR) if isinstance(file, int) else 0
+    except OSError:
+        return None
+    return status.st_size - read if stat.S_ISREG(status.st_mode) else None
 
 
 def _chunks(file: str) -> Iterator[bytes]:
@@ -214,27 +245,33 @@ def _similar(
     streams: Streams,
     configured: Settings,
     request: dict[str, Any],
-    files: tuple[str, ...],
+    inputs: list[Input],
     values: dict[str, Any],
 ) -> int:
+    from myllm.cli.embedding import embed_one
     from myllm.cli.similar import run_similar
 
-    def embed_texts(
-        source: Callable[[Callable[[], None]], Iterator[Text]], record: Callable[[dict[str, Any]], bytes]
-    ) -> Run:
-        return _embed(streams, configured, request, source, record, values["progress"])
+    with _connected(streams, configured, values["progress"]) as side:
+        client, progress, note = side
+        found = embed_one(client, request, values["similar_to"], preparing=progress.preparing, note=note)
+        progress.close()
 
-    chunks = (chunk for file in files for chunk in _chunks(file)) if files else streams.chunks(AWAITED)
-    return run_similar(streams, embed_texts, chunks, values)
+        def embed_inputs(inputs: list[Input], record: Callable[[dict[str, Any]], bytes]) -> int:
+            return _embed(streams, side, request, inputs, values, record).n_failed
+
+        return run_similar(streams, found, embed_inputs, inputs, values)
 
 
 def _conclude(streams: Streams, run: Run) -> int:
-    """Notes on stderr and the exit status. Raises the error of a lone text."""
+    """Notes on stderr and the exit status. Raises the error of a lone text, and what left none with a vector
+    where that is the end of the model's process."""
     if run.n_empty:
         streams.note(f"{run.n_empty:,} empty texts: their vector is what the model makes of no words")
     if not run.n_failed:
         return 0
-    if run.n_texts == 1 and isinstance(run.first_error, MyllmError):
+    if run.first_error and (
+        run.n_texts == 1 or (not run.n_vectors and isinstance(run.first_error, UnavailableError))
+    ):
         raise run.first_error
     streams.note(f"{run.n_failed:,} of {run.n_texts:,} texts failed; each says why in its error")
     return 1

@@ -42,6 +42,8 @@ class Job:
     index: int
     own: dict[str, Any]
     size: int
+    """Of its input, in bytes."""
+    n_chars: int
 
 
 class Failed(NamedTuple):
@@ -62,6 +64,32 @@ class Lost(NamedTuple):
     error: MyllmError
 
 
+def embed_one(
+    client: Client,
+    base: dict[str, Any],
+    text: str,
+    *,
+    preparing: Callable[[dict[str, Any]], None],
+    note: Callable[[str], None],
+) -> list[str]:
+    """The vectors of one text's windows, in base64; blocks. Nothing else may be in flight at `client`.
+
+    Raises what the text failed with.
+    """
+    vectors = []
+    for line in client.stream(base | {"texts": [text]}):
+        event = parse(line)
+        if error := event.get("error"):
+            raise from_wire(error)
+        if said := event.get("note"):
+            note(said)
+        elif "embedding" in event:
+            vectors.append(event["embedding"])
+        elif event.keys() & {"loading", "pulling"}:
+            preparing(event)
+    return vectors
+
+
 class Run:
     """Embeds texts; `record` makes bytes of a record, `write` takes them in order."""
 
@@ -69,7 +97,7 @@ class Run:
         self, client: Client, record: Callable[[dict[str, Any]], bytes], write: Callable[[bytes], None]
     ) -> None:
         self.n_texts = self.n_failed = self.n_cached = self.n_vectors = self.n_tokens = 0
-        self.n_empty = 0
+        self.n_empty = self.n_bytes = 0
         self.first_error: MyllmError | None = None
         self.model: str | None = None
         self._client = client
@@ -80,6 +108,8 @@ class Run:
         self._news: Queue[Any] = Queue(NEWS)
         self._groups: dict[int, list[Job]] = {}
         self._sizes: dict[int, int] = {}
+        self._reached: dict[int, int] = {}
+        """Of each text under way, the bytes that have vectors, or never will: all of them once it is done."""
         self._pending: list[tuple[Job, str]] = []
         self._pending_bytes = 0
         self._n_groups = 0
@@ -91,22 +121,21 @@ class Run:
         *,
         preparing: Callable[[dict[str, Any]], None],
         note: Callable[[str], None],
-        advanced: Callable[[int], None] = lambda n_texts: None,
+        advanced: Callable[[int, int], None] = lambda n_texts, n_bytes: None,
     ) -> None:
-        """Blocks until all is written. `source` is given what to call before it waits for input.
+        """Blocks until all is written. `source` is given what to call before it waits for input;
+        `advanced` is told how many texts are done, and about how many bytes of the input.
 
         Raises what stopped the input, after the answers to what was read; what lets none be answered.
         """
         for name, action in (("feeder", lambda: self._feed(base, source)), ("listener", self._listen)):
             threading.Thread(target=action, name=name, daemon=True).start()
         finished: Finished | None = None
-        said: set[str] = set()
         while finished is None or self.n_texts < finished.n_texts:
             match self._news.get():
                 case bytes(line):
                     event = parse(line)
-                    if (text := event.get("note")) and text not in said:
-                        said.add(text)
+                    if text := event.get("note"):
                         note(text)
                     elif not self.n_texts and event.keys() & {"loading", "pulling"}:
                         preparing(event)
@@ -119,7 +148,7 @@ class Run:
                     pass
                 case Lost(error):
                     raise error
-            advanced(self.n_texts)
+            advanced(self.n_texts, self.n_bytes)
         if finished.error:
             raise finished.error
 
@@ -133,7 +162,7 @@ class Run:
                 if not self._window.has_room(text.size):
                     self._flush(base)
                 self._window.acquire(text.size)
-                job = Job(n_texts, text.own, text.size)
+                job = Job(n_texts, text.own, text.size, len(text.text or ""))
                 n_texts += 1
                 if text.text is None:
                     self._news.put(Failed(job, text.error or {}))
@@ -195,14 +224,16 @@ class Run:
         self.n_vectors += 1
         self.n_tokens += event.get("tokens", 0)
         self.n_empty += event["end"] == 0
+        self._reach(job, event["end"])
         self._release(job, self._record({"index": job.index, **job.own, **event}), last=False)
 
     def _done(self, jobs: list[Job], event: dict[str, Any]) -> None:
         if error := event.get("error"):
-            if error.get("code") in NO_USE:
+            if error.get("code") in NO_USE and not self.n_vectors:
                 raise from_wire(error)
             for job in jobs:
-                self._fail(job, error)
+                if self._reached.get(job.index) != job.size:
+                    self._fail(job, error)
         self.model = event.get("model", self.model)
         self.n_cached += event.get("usage", {}).get("cached_texts", 0)
         for job in jobs:
@@ -211,6 +242,7 @@ class Run:
     def _fail(self, job: Job, error: dict[str, str]) -> None:
         self.n_failed += 1
         self.first_error = self.first_error or from_wire(error)
+        self._reach(job, job.n_chars)
         self._release(
             job, self._record({"index": job.index, **job.own, "done": True, "error": error}), last=False
         )
@@ -218,7 +250,15 @@ class Run:
     def _end(self, job: Job) -> None:
         self.n_texts += 1
         self._sizes[job.index] = job.size
+        self._reach(job, job.n_chars)
+        del self._reached[job.index]
         self._release(job, b"", last=True)
+
+    def _reach(self, job: Job, end: int) -> None:
+        """A text is done up to its character `end`."""
+        n_bytes = job.size if end >= job.n_chars else job.size * end // job.n_chars
+        self.n_bytes += n_bytes - self._reached.get(job.index, 0)
+        self._reached[job.index] = n_bytes
 
     def _release(self, job: Job, data: bytes, *, last: bool) -> None:
         ready, ended = self._order.add(job.index, data, last=last)

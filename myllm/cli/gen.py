@@ -16,7 +16,7 @@ from myllm.cli.inputs import MAX_INPUT, MODES, Given, UpstreamError, compose, pa
 from myllm.cli.output import CountOutput, JsonlOutput, Output, TextOutput, losses, statistics
 from myllm.cli.progress import Progress
 from myllm.errors import BadDataError, DeadlineError, UnavailableError, UsageError, from_wire
-from myllm.protocol import GenRequest, encode, error_event, parse
+from myllm.protocol import encode, error_event, parse
 
 if TYPE_CHECKING:
     from myllm.runtime.client import Client
@@ -132,7 +132,7 @@ def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
 
 
 def _request(model: str | None, values: dict[str, Any]) -> dict[str, Any]:
-    """The request without what it is to answer. Raises UsageError for a value out of range.
+    """The request without what it is to answer; what is out of range, the Runtime refuses.
 
     The model configured here is named: a daemon was started elsewhere, with other variables.
     """
@@ -151,7 +151,6 @@ def _request(model: str | None, values: dict[str, Any]) -> dict[str, Any]:
         request["priority"] = values["nice"]
     if values["deadline"] is not None:
         request["deadline_ms"] = values["deadline"] * 1000
-    GenRequest.parse(request | {"prompt": ""})
     return request
 
 

@@ -21,7 +21,7 @@ MODES: Final = ("auto", "text", "lines", "jsonl")
 """The values of `--input`."""
 MAX_INPUT: Final = MAX_MESSAGE - 1024 * 1024
 """Bytes of stdin that can be one request, with room for its escapes."""
-_PLACES: Final = re.compile(r"\{\{\}\}|\{\}")
+_PLACES: Final = r"\{\{\}\}|\{\}"
 
 Message = dict[str, str]
 
@@ -109,12 +109,12 @@ def compose(given: Given, prompt: str | None) -> dict[str, Any]:
 
 def has_place(prompt: str) -> bool:
     """Whether the prompt says where text goes."""
-    return any(match[0] == "{}" for match in _PLACES.finditer(prompt))
+    return any(match[0] == "{}" for match in re.finditer(_PLACES, prompt))
 
 
 def fill(prompt: str, text: str | None) -> str:
     """The prompt with `text`, as it is, at every `{}`; None leaves them. `{{}}` becomes `{}`."""
-    return _PLACES.sub(lambda match: "{}" if match[0] != "{}" or text is None else text, prompt)
+    return re.sub(_PLACES, lambda match: "{}" if match[0] != "{}" or text is None else text, prompt)
 
 
 def is_event(message: dict[str, Any]) -> bool:

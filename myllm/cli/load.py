@@ -17,7 +17,8 @@ from myllm.cli.console import Streams
 from myllm.cli.loaded import loaded_jsonl, loaded_line, loaded_table
 from myllm.cli.progress import Progress
 from myllm.errors import MyllmError, UsageError, from_wire
-from myllm.protocol import LoadOptions, Message, parse
+from myllm.protocol import Message, parse
+from myllm.requests import LoadOptions
 
 if TYPE_CHECKING:
     from myllm.runtime.client import Client

@@ -15,7 +15,7 @@ import click
 
 from myllm.cli.console import Streams
 from myllm.errors import MyllmError
-from myllm.protocol import KV_TYPES, OVERFLOW, SAMPLING, LoadOptions
+from myllm.protocol import KV_TYPES, OVERFLOW, SAMPLING, checked_number
 
 if TYPE_CHECKING:
     from myllm.settings import Settings
@@ -25,6 +25,8 @@ Decorator = Callable[[F], F]
 
 LOGIT_BIAS: Final = "logit_bias."
 MAX_BIAS: Final = 1e9
+LOADING: Final = ("context", "parallel", "kv_type", "flash_attn", "threads", "gpu_layers")
+"""The fields of LoadOptions."""
 NAMED: Final = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
 """Sampling parameters with an option of their own; the others are for `--set`."""
 
@@ -256,12 +258,10 @@ def nice_option(default: str) -> Decorator[Any]:
 
 def configured(values: dict[str, Any]) -> Settings:
     """The settings in force, under the flags of `daemon_option`. Raises what `settings.load` raises."""
-    from dataclasses import replace
-
     from myllm import settings
 
     found = settings.load()
-    return replace(found, daemon="never") if values["no_daemon"] else found
+    return found._replace(daemon="never") if values["no_daemon"] else found
 
 
 def as_text(streams: Streams, output: str) -> bool:
@@ -283,13 +283,25 @@ def keep_alive_on_the_wire(seconds: float | None) -> float:
 
 def load_options(values: dict[str, Any]) -> dict[str, Any]:
     """The `options` object of a request, of what was given. Raises UsageError for a value out of range."""
-    return LoadOptions.parse({name: values[name] for name in LoadOptions._fields}).to_wire()
+    given = {name: values[name] for name in LOADING if values[name] is not None}
+    if not given:
+        return {}
+    from myllm.requests import LoadOptions
+
+    return LoadOptions.parse(given).to_wire()
 
 
 def sampling_parameters(values: dict[str, Any]) -> dict[str, Any]:
-    """The sampling part of a request, of what was given. `--set` wins over an option of the same name."""
-    names = (*NAMED, "max_tokens", "seed")
-    given = {name: values[name] for name in names if values.get(name) is not None}
+    """The sampling part of a request, of what was given. `--set` wins over an option of the same name.
+
+    Raises UsageError for a value out of range.
+    """
+    given: dict[str, Any] = {
+        name: checked_number(name, values[name], SAMPLING[name])
+        for name in NAMED
+        if values.get(name) is not None
+    }
+    given |= {name: values[name] for name in ("max_tokens", "seed") if values.get(name) is not None}
     if values["stop"]:
         given["stop"] = list(values["stop"])
     if values["ignore_eos"]:

@@ -1,4 +1,4 @@
-"""Bars on stderr: a model being pulled or loaded, records being answered.
+"""Bars on stderr: a model being pulled or loaded, records being answered, texts being embedded.
 
 Owns when a bar is shown: on a terminal, or with `--progress`; never on stdout. tqdm is imported when
 the first one is drawn. Must not know requests or records.
@@ -51,6 +51,17 @@ class Progress:
         else:
             self._advance("records", done, None, unit=" records")
 
+    def texts(self, n_texts: int, n_bytes: int, total: int | None) -> None:
+        """How many texts have been embedded; where the input's `total` bytes are known, a bar of these."""
+        if not self._counts:
+            self.close()
+        elif total is None:
+            self._advance("texts", n_texts, None, unit=" texts")
+        else:
+            bar = self._advance("texts", n_bytes, total, unit="B", unit_scale=True)
+            if n_texts and (seconds := bar.format_dict["elapsed"]):
+                bar.set_postfix_str(f"{n_texts / seconds:,.1f} texts/s", refresh=False)
+
     def close(self) -> None:
         """Takes the bar away."""
         if self._bar is not None:
@@ -66,7 +77,7 @@ class Progress:
             self._streams.note(f"pulling {model}{size}; this is done once")
             self._said = True
 
-    def _advance(self, what: str, done: float, total: float | None, **look: Any) -> None:
+    def _advance(self, what: str, done: float, total: float | None, **look: Any) -> tqdm[Any]:
         if self._bar is None or self._what != what:
             from tqdm import tqdm
 
@@ -76,3 +87,4 @@ class Progress:
             self._streams.before_note = self._bar.clear
         self._bar.total = total
         self._bar.update(done - self._bar.n)
+        return self._bar

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import orjson
 
 from myllm.cli.console import Streams
-from myllm.cli.documents import Text, first_line, texts
+from myllm.cli.documents import Input, first_line
 from myllm.cli.records import Line, loads, record_lines
 from myllm.errors import BadDataError, MyllmError
 
 BLOCK: Final = 2048
 """Vectors compared at once: 3 MiB of 384 numbers each."""
 
-Source = Callable[[Callable[[], None]], Iterator[Text]]
-EmbedTexts = Callable[[Source, Callable[[dict[str, Any]], bytes]], Any]
+EmbedInputs = Callable[[list[Input], Callable[[dict[str, Any]], bytes]], int]
+"""Embeds all texts of inputs and gives each record to a function; returns how many failed."""
 
 
 class Nearest:
@@ -67,9 +67,12 @@ class Nearest:
 
 
 def run_similar(
-    streams: Streams, embed_texts: EmbedTexts, chunks: Iterable[bytes], values: dict[str, Any]
+    streams: Streams, query: list[str], embed_inputs: EmbedInputs, inputs: list[Input], values: dict[str, Any]
 ) -> int:
-    """Writes the nearest records; returns the exit status. Raises what let nothing be compared."""
+    """Writes the records nearest to the text whose windows' vectors are `query`; returns the exit status.
+
+    The first line of all says whether the inputs hold texts or vectors. Raises what let nothing be compared.
+    """
     import numpy as np
 
     from myllm.cli.vectors import cut, floats
@@ -79,10 +82,13 @@ def run_similar(
     def shaped(vector: Any) -> Any:
         return vector if dimensions is None else cut(vector, dimensions)
 
-    query = shaped(_query(embed_texts, values["similar_to"]))
-    nearest = Nearest(query / np.float32(np.linalg.norm(query) or 1), values["nearest"])
-    chunks, first = first_line(iter(chunks))
-    if not _holds_vector(first):
+    wanted = shaped(floats(_only(query)))
+    nearest = Nearest(wanted / np.float32(np.linalg.norm(wanted) or 1), values["nearest"])
+    chunks, first = first_line(iter(inputs[0].chunks))
+    inputs = [inputs[0]._replace(chunks=chunks), *inputs[1:]]
+    if _holds_vector(first):
+        n_failed = _compare_stored(streams, inputs, lambda vector, line: nearest.offer(shaped(vector), line))
+    else:
 
         def record(event: dict[str, Any]) -> bytes:
             if "embedding" not in event:
@@ -90,45 +96,39 @@ def run_similar(
             nearest.offer(shaped(floats(event.pop("embedding"))), orjson.dumps(event))
             return b""
 
-        mode, field = values["input_mode"], values["field"]
-        n_failed = embed_texts(lambda idle: texts(chunks, mode, field, "input", idle), record).n_failed
-    else:
-        n_failed = 0
-        for index, line in enumerate(record_lines(chunks)):
-            try:
-                vector = _vector(line, floats)
-                nearest.offer(shaped(vector), line.data)
-            except MyllmError as error:
-                n_failed += 1
-                streams.write(orjson.dumps({"index": index, "done": True, "error": error.to_wire()}) + b"\n")
+        n_failed = embed_inputs(inputs, record)
     for score, kept in nearest.best():
-        own = orjson.loads(kept)
-        own.pop("embedding", None)
-        streams.write(orjson.dumps(own | {"score": round(score, 6)}) + b"\n")
+        streams.write(orjson.dumps(orjson.loads(kept) | {"score": round(score, 6)}) + b"\n")
     if n_failed:
         streams.note(f"{n_failed:,} records could not be compared; each says why in its error")
     return 1 if n_failed else 0
 
 
-def _query(embed_texts: EmbedTexts, text: str) -> Any:
-    """The vector of the text that is looked for. Raises what it failed with."""
-    from myllm.cli.vectors import floats
-
-    found: list[Any] = []
-
-    def record(event: dict[str, Any]) -> bytes:
-        if "embedding" in event:
-            found.append(floats(event["embedding"]))
-        return b""
-
-    run = embed_texts(lambda idle: iter([Text({}, len(text), text)]), record)
-    if run.first_error or not found:
-        raise run.first_error or BadDataError("--similar-to: no vector came back")
-    if len(found) > 1:
+def _only(query: list[str]) -> str:
+    if not query:
+        raise BadDataError("--similar-to: no vector came back")
+    if len(query) > 1:
         raise BadDataError(
             "--similar-to: the text is longer than the window; shorten it, or give --pool mean"
         )
-    return found[0]
+    return query[0]
+
+
+def _compare_stored(streams: Streams, inputs: Iterable[Input], offer: Callable[[Any, bytes], None]) -> int:
+    """Offers the vector of every record, which keeps its own `path`; returns how many had none of use."""
+    n_failed = 0
+    lines = ((own, line) for _, own, chunks, _ in inputs for line in record_lines(chunks))
+    for index, (own, line) in enumerate(lines):
+        try:
+            record = loads(line.data)
+            vector = _vector(record)
+            del record["embedding"]
+            offer(vector, orjson.dumps(own | record))
+        except MyllmError as error:
+            n_failed += 1
+            said = {"index": index, **own, "done": True, "error": error.to_wire()}
+            streams.write(orjson.dumps(said) + b"\n")
+    return n_failed
 
 
 def _holds_vector(line: Line) -> bool:
@@ -138,12 +138,11 @@ def _holds_vector(line: Line) -> bool:
         return False
 
 
-def _vector(line: Line, floats: Callable[[str], Any]) -> Any:
+def _vector(record: dict[str, Any]) -> Any:
     """The stored vector of a record: numbers, or base64 (or hex) of float32. Raises BadDataError."""
     import numpy as np
 
     try:
-        record = orjson.loads(line.data)
         value = record["embedding"]
         if isinstance(value, list):
             return np.asarray(value, dtype=np.float32)

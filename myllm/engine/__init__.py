@@ -11,7 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message
+from myllm.protocol import Message
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 
 if TYPE_CHECKING:
     from myllm.engine.embedding import Piece
@@ -77,14 +78,23 @@ class Engine(Protocol):
         *,
         dropped_tokens: int = 0,
         arrived: float | None = None,
+        paused: bool = False,
     ) -> None:
         """Takes in a request (its `id` set) with its tokens. Thread-safe, returns at once.
 
         Its events, up to exactly one done event, come through the `Emit` the engine was opened with.
-        Deadline and timings count from `arrived`, a moment of `time.monotonic`; None means now.
+        Deadline and timings count from `arrived`, a moment of `time.monotonic`; None means now. One that
+        is `paused` does not begin yet.
         """
 
-    def embed(self, request: EmbedRequest, texts: list[list[Piece]], *, arrived: float | None = None) -> None:
+    def embed(
+        self,
+        request: EmbedRequest,
+        texts: list[list[Piece]],
+        *,
+        arrived: float | None = None,
+        paused: bool = False,
+    ) -> None:
         """Takes in texts as windows of tokens, the model's own tokens included; an empty list of windows is
         a text answered already. Thread-safe, returns at once; its events come as a generation's do.
         """
@@ -92,8 +102,19 @@ class Engine(Protocol):
     def cancel(self, request_id: int) -> None:
         """Ends a request with finish reason `cancelled`; an unknown id is ignored. Thread-safe."""
 
+    def pause(self, request_id: int, paused: bool) -> None:
+        """Stops a request at the next step, or lets it go on from where it was; an unknown id is ignored.
+
+        A paused one costs the others nothing, can be cancelled, and its deadline runs on. Thread-safe.
+        """
+
     def status(self) -> dict[str, Any]:
-        """Counters and settings worth showing, as JSON values. Thread-safe."""
+        """Counters and settings worth showing, as JSON values. Thread-safe.
+
+        Of every engine: `busy`, `waiting` and `paused` requests, `cached` idle sequences with tokens to
+        reuse, `tokens_per_second` generated lately, `kv_hit_rate` (prompt tokens found in the cache, 0 to
+        1), `context` (tokens there is room for now), `window`, `threads`, `gpu_layers` (-1: all).
+        """
 
     def close(self) -> None:
         """Ends the engine's thread and frees the model; blocks until that is done."""

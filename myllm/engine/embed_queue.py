@@ -6,6 +6,7 @@ llama.cpp: the fake engine's requests go the same way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, takewhile
 from typing import Protocol
@@ -13,9 +14,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm.engine.embedding import Embedding, Packer, Piece
+from myllm.engine.embedding import Embedding, Packer, Piece, Waiting
 from myllm.errors import ContextOverflowError, MyllmError
-from myllm.protocol import EmbedRequest, Message, error_event, tagged
+from myllm.protocol import Message, error_event, tagged
+from myllm.requests import EmbedRequest
 
 
 class Embedder(Protocol):
@@ -36,20 +38,43 @@ class Embedder(Protocol):
 
 class EmbedQueue:
     """Embeddings in flight; `open_embedder` makes their context, for windows of so many tokens, when
-    the first one comes, and again when one is longer."""
+    the first one comes, and again when one is longer. Their vectors have norm 1 if the model `normalizes`."""
 
     def __init__(
-        self, open_embedder: Callable[[int], Embedder], window: int, clock: Callable[[], float]
+        self,
+        open_embedder: Callable[[int], Embedder],
+        window: int,
+        clock: Callable[[], float],
+        *,
+        normalizes: bool = True,
     ) -> None:
         self._open, self._window, self._clock = open_embedder, window, clock
+        self._normalizes = normalizes
         self._embedder: Embedder | None = None
         self._packer = Packer()
         self._embeddings: dict[int, Embedding] = {}
+        self._held: dict[Embedding, list[Waiting]] = {}
+        """What is left of the paused ones."""
 
     def __bool__(self) -> bool:
-        return bool(self._embeddings)
+        """Whether a step has something to do."""
+        return bool(self._packer)
 
-    def start(self, request: EmbedRequest, texts: list[list[Piece]], arrived: float) -> list[Message]:
+    @property
+    def due(self) -> float:
+        """When the first deadline is."""
+        return min((embedding.due for embedding in self._embeddings.values()), default=math.inf)
+
+    def counts(self) -> tuple[int, int, int]:
+        """How many requests have been in a batch, wait for their first, and are paused. Thread-safe."""
+        embeddings = tuple(self._embeddings.values())
+        paused = sum(e.paused for e in embeddings)
+        waiting = sum(e.started is None and not e.paused for e in embeddings)
+        return len(embeddings) - paused - waiting, waiting, paused
+
+    def start(
+        self, request: EmbedRequest, texts: list[list[Piece]], arrived: float, *, paused: bool
+    ) -> list[Message]:
         """Takes a request in whose `id` is set; its error event where it cannot be done."""
         try:
             longest = max((len(piece.tokens) for pieces in texts for piece in pieces), default=0)
@@ -65,29 +90,37 @@ class EmbedQueue:
                 self._packer.n_sequences = self._embedder.n_sequences
         except MyllmError as error:
             return [tagged(error_event(error), request.id)]
-        embedding = Embedding(request, texts, arrived)
+        embedding = Embedding(request, texts, arrived, normalizes=self._normalizes)
         if embedding.finished:
             return [embedding.closing(None, self._clock())]
         self._embeddings[request.id or 0] = embedding
         self._packer.add(embedding.windows())
+        self.pause(request.id or 0, paused)
         return []
+
+    def pause(self, request_id: int, paused: bool) -> None:
+        """No window of it is computed until it goes on; an unknown id is no error."""
+        embedding = self._embeddings.get(request_id)
+        if embedding is None or embedding.paused == paused:
+            return
+        embedding.paused = paused
+        if paused:
+            self._held[embedding] = self._packer.drop(embedding)
+        else:
+            self._packer.add(self._held.pop(embedding))
 
     def end(self, request_id: int, reason: str) -> list[Message]:
         """Ends a request early, `cancelled` or `deadline`; an unknown id is no error."""
         embedding = self._embeddings.pop(request_id, None)
         if embedding is None:
             return []
-        self._packer.drop(embedding)
+        self._forget(embedding)
         return [embedding.closing(reason, self._clock())]
 
     def expire(self) -> list[Message]:
         """Ends the requests whose deadline has passed."""
         now = self._clock()
-        late = [
-            request_id
-            for request_id, e in self._embeddings.items()
-            if e.request.deadline_ms is not None and (now - e.arrived) * 1000 >= e.request.deadline_ms
-        ]
+        late = [request_id for request_id, e in self._embeddings.items() if now >= e.due]
         return [event for request_id in late for event in self.end(request_id, "deadline")]
 
     def step(self, most: int | None = None) -> list[Message]:
@@ -124,9 +157,13 @@ class EmbedQueue:
         events = []
         for embedding in embeddings:
             if self._embeddings.pop(embedding.request.id or 0, None):
-                self._packer.drop(embedding)
+                self._forget(embedding)
                 events.append(tagged(error_event(error), embedding.request.id))
         return events
+
+    def _forget(self, embedding: Embedding) -> None:
+        self._packer.drop(embedding)
+        self._held.pop(embedding, None)
 
     def close(self) -> None:
         if self._embedder:

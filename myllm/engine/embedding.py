@@ -5,6 +5,7 @@ Pure, but for numpy. Makes events, sends nothing. Must not know llama.cpp, clock
 
 from __future__ import annotations
 
+import math
 from base64 import b64encode
 from collections import deque
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm.protocol import EmbedRequest, Message, tagged
+from myllm.protocol import Message, tagged
+from myllm.requests import EmbedRequest
 
 
 class Piece(NamedTuple):
@@ -27,11 +29,14 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Embedding:
-    """A request and its `texts`, each in windows; a text without any was answered before."""
+    """A request and its `texts`, each in windows; a text without any was answered before. Its vectors
+    have norm 1, or are what the model made where it does not want them normalised."""
 
     request: EmbedRequest
     texts: list[list[Piece]]
     arrived: float
+    normalizes: bool = True
+    paused: bool = False
     started: float | None = None
     n_tokens: int = 0
     dimensions: int = 0
@@ -47,6 +52,12 @@ class Embedding:
         self._missing = {index: len(pieces) for index, pieces in enumerate(self.texts)}
 
     @property
+    def due(self) -> float:
+        """When its deadline is, on the clock of its arrival."""
+        limit = self.request.deadline_ms
+        return math.inf if limit is None else self.arrived + limit / 1000
+
+    @property
     def finished(self) -> bool:
         return self._left == 0
 
@@ -59,13 +70,13 @@ class Embedding:
         ]
 
     def take(self, item: int, chunk: int, vector: NDArray[np.float32]) -> list[Message]:
-        """A window's vector, shape `(dimensions,)`, as the model made it: its event, normalised, or none
-        yet where a text's windows become one vector."""
+        """A window's vector, shape `(dimensions,)`, as the model made it: its event, or none yet
+        where a text's windows become one vector."""
         self._left -= 1
         self.dimensions = len(vector)
         piece = self.texts[item][chunk]
         self.n_tokens += len(piece.tokens)
-        vector = normalised(vector)
+        vector = self._finished(vector)
         if self.request.pool == "mean":
             return self._pool(item, vector * np.float32(len(piece.tokens)))
         event = self._item(item, chunk, piece.start, piece.end, len(piece.tokens), vector)
@@ -88,7 +99,11 @@ class Embedding:
             return []
         pieces = self.texts[item]
         n_tokens = sum(len(piece.tokens) for piece in pieces)
-        return [self._item(item, 0, 0, pieces[-1].end, n_tokens, normalised(self._sums.pop(item)))]
+        vector = self._finished(self._sums.pop(item) / np.float32(n_tokens))
+        return [self._item(item, 0, 0, pieces[-1].end, n_tokens, vector)]
+
+    def _finished(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        return normalised(vector) if self.normalizes else vector
 
     def _item(
         self, item: int, chunk: int, start: int, end: int, tokens: int, vector: NDArray[np.float32]
@@ -112,16 +127,22 @@ class Embedding:
 
 
 class Waiting(NamedTuple):
-    """A window that has no vector yet."""
+    """A window that has no vector yet; `turn` says when it is due, among those as urgent."""
 
     embedding: Embedding
     item: int
     chunk: int
     tokens: list[int]
+    turn: int = 0
 
 
 class Packer:
-    """Windows that wait, the urgent first, then by arrival, in batches as full as a look ahead makes them."""
+    """Windows that wait, the urgent first, in batches as full as a look ahead makes them.
+
+    Clients share the batches evenly: a window's turn comes when its client's windows before it, as urgent,
+    are paid for in tokens, counted from where the queue stood when they came (start-time fair queueing:
+    Goyal, Vin and Cheng, 1996).
+    """
 
     LOOK_AHEAD = 64
     """Windows behind the first that may go before it, to fill a batch that has no room for it."""
@@ -129,18 +150,37 @@ class Packer:
     def __init__(self, n_tokens: int = 0, n_sequences: int = 0) -> None:
         self.n_tokens, self.n_sequences = n_tokens, n_sequences
         self._waiting: deque[Waiting] = deque()
+        self._now: dict[int, int] = {}
+        """By priority, the turn of the last batch's first window."""
+        self._next: dict[tuple[int, int], int] = {}
+        """By priority and client, the turn of its next window."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, windows: Sequence[Waiting]) -> None:
-        """Behind those that came before and are as urgent."""
-        waiting = [*self._waiting, *windows]
-        self._waiting = deque(sorted(waiting, key=lambda window: window.embedding.request.priority))
+        """Behind those of the same client that came before and are as urgent."""
+        if not self._waiting:  # all are even
+            self._now, self._next = {}, {}
+        waiting = [*self._waiting, *map(self._with_turn, windows)]
+        self._waiting = deque(sorted(waiting, key=lambda w: (w.embedding.request.priority, w.turn)))
 
-    def drop(self, embedding: Embedding) -> None:
-        """Takes out what is left of a request that ended."""
+    def _with_turn(self, window: Waiting) -> Waiting:
+        request = window.embedding.request
+        key = request.priority, request.client
+        turn = max(self._next.get(key, 0), self._now.get(request.priority, 0))
+        self._next[key] = turn + len(window.tokens)
+        return window._replace(turn=turn)
+
+    def drop(self, embedding: Embedding) -> list[Waiting]:
+        """Takes out what is left of a request, which its client has not had; it may be added again."""
+        left = [w for w in self._waiting if w.embedding is embedding]
         self._waiting = deque(w for w in self._waiting if w.embedding is not embedding)
+        if left:
+            self._next[embedding.request.priority, embedding.request.client] -= sum(
+                len(window.tokens) for window in left
+            )
+        return left
 
     def next_batch(self, most: int | None = None) -> list[Waiting]:
         """The windows of the next batch; the oldest is always one of them, whatever its length.
@@ -155,6 +195,8 @@ class Packer:
             if batch and len(window.tokens) > room:
                 passed.append(window)
                 continue
+            if not batch:
+                self._now[window.embedding.request.priority] = window.turn
             batch.append(window)
             room -= len(window.tokens)
         self._waiting.extendleft(reversed(passed))

@@ -6,6 +6,7 @@ step does is decided in scheduler.py; how llama.cpp is told, in llama.py.
 
 from __future__ import annotations
 
+import math
 import queue
 import sys
 import threading
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from myllm.engine import llama
 from myllm.engine.context import Batch, Context
+from myllm.engine.counters import Counters
 from myllm.engine.embed_queue import EmbedQueue
 from myllm.engine.embedder import LONGEST_WINDOW, Embedder
 from myllm.engine.embedding import Piece
@@ -32,7 +34,8 @@ from myllm.engine.scheduler import Chunk, Plan, Scheduler
 from myllm.engine.sequence import Sequence
 from myllm.engine.space import round_up
 from myllm.errors import BadDataError, InternalError, MyllmError
-from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message, error_event, tagged
+from myllm.protocol import Message, error_event, tagged
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 
 Emit = Callable[[list[Message]], None]
 
@@ -73,11 +76,14 @@ class LlamaEngine:
         self._scheduler = Scheduler(self._layout.space, BATCH)
         self._generations: dict[int, Generation] = {}
         self.embed_window = min(model.n_ctx_train, LONGEST_WINDOW)
-        self._embeddings = EmbedQueue(self._open_embedder, self.embed_window, clock)
+        self._embeddings = EmbedQueue(
+            self._open_embedder, self.embed_window, clock, normalizes=model.normalizes
+        )
         self._arrivals = 0
         self._device = "gpu" if llama.lib.llama_supports_gpu_offload() else "cpu"
-        self._seconds = {"decode": 0.0, "step": 0.0}
-        self._counts = {"steps": 0, "prompt_tokens": 0, "generated_tokens": 0, "cached_tokens": 0}
+        asked = -1 if options.gpu_layers is None else options.gpu_layers
+        self._gpu_layers = asked if self._device == "gpu" else 0
+        self._counters = Counters()
         self._inbox: queue.SimpleQueue[Callable[[], list[Message]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -91,15 +97,33 @@ class LlamaEngine:
         *,
         dropped_tokens: int = 0,
         arrived: float | None = None,
+        paused: bool = False,
     ) -> None:
         """Queues a request whose `id` is set; `arrived` is a time of the engine's clock. Returns at once."""
         times = Times(self._clock() if arrived is None else arrived)
-        self._inbox.put(lambda: self._start(request, prompt, dropped_tokens, times))
 
-    def embed(self, request: EmbedRequest, texts: list[list[Piece]], *, arrived: float | None = None) -> None:
+        def start() -> list[Message]:
+            events = self._start(request, prompt, dropped_tokens, times)
+            self._pause(request.id or 0, paused)
+            return events
+
+        self._inbox.put(start)
+
+    def embed(
+        self,
+        request: EmbedRequest,
+        texts: list[list[Piece]],
+        *,
+        arrived: float | None = None,
+        paused: bool = False,
+    ) -> None:
         """Queues texts whose request's `id` is set. Returns at once."""
         since = self._clock() if arrived is None else arrived
-        self._inbox.put(lambda: self._embeddings.start(request, texts, since))
+        self._inbox.put(lambda: self._embeddings.start(request, texts, since, paused=paused))
+
+    def pause(self, request_id: int, paused: bool) -> None:
+        """Keeps a request from the next step on out of all, or lets it go on; an unknown id is no error."""
+        self._inbox.put(lambda: self._pause(request_id, paused))
 
     def cancel(self, request_id: int) -> None:
         """Ends a request at the next step with finish_reason `cancelled`; an unknown id is no error."""
@@ -110,21 +134,23 @@ class LlamaEngine:
         )
 
     def status(self) -> Message:
-        """Counts for people and benchmarks; cells and tokens are numbers, times are seconds."""
+        """For people and benchmarks; `context` and `cells_free` are cells, times are seconds."""
         scheduler = self._scheduler
+        embedded, queued, paused = self._embeddings.counts()
         return {
-            "window": self.window,
-            "cells": scheduler.cache.n_cells,
+            "busy": len(scheduler.active) + embedded,
+            "waiting": len(scheduler.waiting) + queued,
+            "paused": len(scheduler.paused) + paused,
+            "cached": scheduler.cache.n_reusable,
+            "context": scheduler.cache.n_cells,
             "cells_free": scheduler.cache.n_free,
-            "sequences_active": len(scheduler.active),
-            "sequences_waiting": len(scheduler.waiting),
+            "window": self.window,
             "row_limit": scheduler.row_limit.limit,
             "layout": type(scheduler.space).__name__,
             "threads": self._layout.n_threads,
             "device": self._device,
-            **self._counts,
-            "decode_seconds": round(self._seconds["decode"], 3),
-            "step_seconds": round(self._seconds["step"], 3),
+            "gpu_layers": self._gpu_layers,
+            **self._counters.as_message(self._clock()),
         }
 
     def close(self) -> None:
@@ -164,18 +190,26 @@ class LlamaEngine:
     def _take_in(self) -> bool:
         """Handles what came in; waits only while there is nothing to do. False ends the thread."""
         events: list[Message] = []
-        wait = not (self._scheduler.active or self._scheduler.waiting or self._embeddings)
+        patience = self._patience()
         while True:
             try:
-                action = self._inbox.get(block=wait)
+                action = self._inbox.get(timeout=patience)
             except queue.Empty:
                 break
             if action is None:
                 return False
             events += action()
-            wait = False
+            patience = 0
         self._emit_all(events)
         return True
+
+    def _patience(self) -> float | None:
+        """Seconds until there is something to do unasked: none with work at hand, else to the first
+        deadline of a paused request."""
+        if self._scheduler.active or self._scheduler.waiting or self._embeddings:
+            return 0
+        due = min([self._embeddings.due, *(g.due for g in self._generations.values())])
+        return None if math.isinf(due) else max(due - self._clock(), 0)
 
     def _step(self, plan: Plan) -> list[Message]:
         """Does what the plan says: 1. admit, 2. memory, 3. decode and sample, 4. report how long it took."""
@@ -196,11 +230,9 @@ class LlamaEngine:
             if code:
                 return events + self._recover(plan, code)
             events += produced
-        seconds = self._clock() - started
-        self._seconds["step"] += seconds
-        self._counts["steps"] += 1
-        self._counts["prompt_tokens"] += plan.prompt_tokens
-        self._scheduler.observe(plan, seconds)
+        ended = self._clock()
+        self._counters.stepped(started, ended, plan.prompt_tokens)
+        self._scheduler.observe(plan, ended - started)
         return events
 
     def _batches(self, plan: Plan) -> list[list[Chunk]]:
@@ -221,7 +253,7 @@ class LlamaEngine:
         started = self._clock()
         code = self._context.decode(self._batch)
         decoded = self._clock()
-        self._seconds["decode"] += decoded - started
+        self._counters.decoded(decoded - started)
         return code, [] if code else self._sample(self._context, due, decoded)
 
     def _fill(self, chunks: list[Chunk]) -> Iterator[tuple[Chunk, int]]:
@@ -254,7 +286,7 @@ class LlamaEngine:
         times.first_token = now if times.first_token is None else times.first_token
         times.last_token = now
         sequence.tokens.append(token)
-        self._counts["generated_tokens"] += 1
+        self._counters.generated()
         extra = self._logprobs(logits, token, generation.request.logprobs)
         events = generation.token_events(self.tokenizer.piece(token), extra)
         if generation.text.stopped:
@@ -296,7 +328,14 @@ class LlamaEngine:
         if generation.times.admitted is None:  # else it was preempted, and comes back
             generation.times.admitted = now
             generation.n_cached = n_cached
-            self._counts["cached_tokens"] += n_cached
+            self._counters.admitted(generation.n_prompt, n_cached)
+
+    def _pause(self, request_id: int, paused: bool) -> list[Message]:
+        if generation := self._generations.get(request_id):
+            change = self._scheduler.pause if paused else self._scheduler.resume
+            change(generation.sequence)
+        self._embeddings.pause(request_id, paused)
+        return []
 
     def _finish_by_id(self, request_id: int, finish_reason: str) -> list[Message]:
         generation = self._generations.get(request_id)
@@ -319,11 +358,7 @@ class LlamaEngine:
     def _expire(self) -> list[Message]:
         """Ends the requests whose deadline has passed, running or queued."""
         now = self._clock()
-        late = [
-            g
-            for g in self._generations.values()
-            if g.request.deadline_ms is not None and (now - g.times.arrived) * 1000 >= g.request.deadline_ms
-        ]
+        late = [generation for generation in self._generations.values() if now >= generation.due]
         return [event for generation in late for event in self._finish(generation, "deadline")]
 
     def _recover(self, plan: Plan, code: int) -> list[Message]:

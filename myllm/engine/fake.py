@@ -21,14 +21,17 @@ from typing import Any
 import orjson
 
 from myllm.engine import Emit, Progress
+from myllm.engine.counters import Counters
 from myllm.engine.embed_queue import EmbedQueue
 from myllm.engine.embedding import Piece
 from myllm.engine.fake_embedder import FakeEmbedder
 from myllm.engine.generation import Generation, Times
 from myllm.engine.sequence import Sequence as SequenceOfTokens
+from myllm.engine.sequence import in_turn
 from myllm.engine.text import TextStream
 from myllm.errors import BadDataError, InternalError, NotFoundError
-from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message, error_event, tagged
+from myllm.protocol import Message, error_event, tagged
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 """Control tokens; a token's id is its place here."""
@@ -154,7 +157,6 @@ class Answer:
 
     number: int
     pieces: list[str]
-    deadline: float
     generation: Generation
 
     @property
@@ -171,13 +173,16 @@ class FakeEngine:
         self._script = script
         self._ballast = b"\1" * script.memory_bytes
         self._parallel = options.parallel or script.parallel
+        self._threads = options.threads or 1
+        self._counters = Counters()
         self._emit = emit
         self._waiting: list[Answer] = []
         self._running: list[Answer] = []
+        self._paused: list[Answer] = []
         self._cancelled: set[int | None] = set()
         self._embeddings = EmbedQueue(self._open_embedder, self.window, time.monotonic)
         self._actions: list[Callable[[], list[Message]]] = []
-        """What embed requests ask for, in order of arrival."""
+        """What is asked besides new requests, in order of arrival; done by the thread."""
         self._count = 0
         self._closing = False
         self._changed = threading.Condition()
@@ -191,45 +196,71 @@ class FakeEngine:
         *,
         dropped_tokens: int = 0,
         arrived: float | None = None,
+        paused: bool = False,
     ) -> None:
         now = time.monotonic() if arrived is None else arrived
         limit = self.window if request.max_tokens is None else len(prompt) + request.max_tokens
+        sequence = SequenceOfTokens(request.id or 0, list(prompt), min(limit, self.window), request.priority)
+        sequence.client = request.client
         generation = Generation(
             request,
-            SequenceOfTokens(id=request.id or 0, tokens=list(prompt), limit=min(limit, self.window)),
+            sequence,
             Times(now),
             n_prompt=len(prompt),
             seed=request.seed or 0,
             dropped_tokens=dropped_tokens,
             text=TextStream(request.stop),
         )
-        deadline = now + (math.inf if request.deadline_ms is None else request.deadline_ms / 1000)
         with self._changed:
             self._count += 1
-            pieces = self._pieces(request, prompt)
-            self._waiting.append(Answer(self._count, pieces, deadline, generation))
+            sequence.order = self._count
+            answer = Answer(self._count, self._pieces(request, prompt), generation)
+            (self._paused if paused else self._waiting).append(answer)
             self._changed.notify()
 
     @property
     def embed_window(self) -> int:
         return self.window
 
-    def embed(self, request: EmbedRequest, texts: list[list[Piece]], *, arrived: float | None = None) -> None:
+    def embed(
+        self,
+        request: EmbedRequest,
+        texts: list[list[Piece]],
+        *,
+        arrived: float | None = None,
+        paused: bool = False,
+    ) -> None:
         since = time.monotonic() if arrived is None else arrived
-        with self._changed:
-            self._actions.append(lambda: self._embeddings.start(request, texts, since))
-            self._changed.notify()
+        self._ask(lambda: self._embeddings.start(request, texts, since, paused=paused))
+
+    def pause(self, request_id: int, paused: bool) -> None:
+        self._ask(lambda: self._set_paused(request_id, paused))
 
     def cancel(self, request_id: int) -> None:
         with self._changed:
-            if any(answer.generation.request.id == request_id for answer in (*self._running, *self._waiting)):
+            if any(answer.generation.request.id == request_id for answer in self._answers):
                 self._cancelled.add(request_id)
-            self._actions.append(lambda: self._embeddings.end(request_id, "cancelled"))
-            self._changed.notify()
+        self._ask(lambda: self._embeddings.end(request_id, "cancelled"))
 
     def status(self) -> dict[str, Any]:
+        embedded, queued, held = self._embeddings.counts()
         with self._changed:
-            return {"engine": "fake", "running": len(self._running), "waiting": len(self._waiting)}
+            busy, waiting, paused = map(len, (self._running, self._waiting, self._paused))
+        return {
+            "busy": busy + embedded,
+            "waiting": waiting + queued,
+            "paused": paused + held,
+            "cached": 0,
+            "context": self.window,
+            "cells_free": self.window,
+            "window": self.window,
+            "row_limit": self._parallel,
+            "layout": "Fake",
+            "threads": self._threads,
+            "device": "cpu",
+            "gpu_layers": 0,
+            **self._counters.as_message(time.monotonic()),
+        }
 
     def close(self) -> None:
         with self._changed:
@@ -243,61 +274,99 @@ class FakeEngine:
             pieces = [self.tokenizer.decode([token]) for token in prompt if token >= len(SPECIAL)]
         return pieces * (self.window // len(pieces) + 1) if request.ignore_eos and pieces else pieces
 
+    def _ask(self, action: Callable[[], list[Message]]) -> None:
+        with self._changed:
+            self._actions.append(action)
+            self._changed.notify()
+
+    @property
+    def _answers(self) -> list[Answer]:
+        return [*self._running, *self._waiting, *self._paused]
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(
-                    lambda: (
-                        self._waiting or self._running or self._actions or self._embeddings or self._closing
-                    )
-                )
+                self._changed.wait_for(self._has_work, self._until_deadline())
                 if self._closing:
                     return
                 admitted = self._admit()
                 actions, self._actions = self._actions, []
-            self._pause(admitted)
+            started = time.monotonic()
+            n_prompt = self._take_time(admitted)
             events = [event for action in actions for event in action()] + self._step()
+            self._counters.stepped(started, time.monotonic(), n_prompt)
             if events := events + self._embed():
                 self._emit(events)
 
-    def _admit(self) -> list[Answer]:
-        room = self._parallel - len(self._running)
-        admitted, self._waiting = self._waiting[:room], self._waiting[room:]
-        now = time.monotonic()
-        for answer in admitted:
-            answer.generation.times.admitted = now
-        self._running += admitted
-        return admitted
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._running or self._actions or self._embeddings or self._closing)
 
-    def _pause(self, admitted: list[Answer]) -> None:
+    def _until_deadline(self) -> float | None:
+        """Seconds to the first deadline; None where there is none."""
+        due = min([self._embeddings.due, *(answer.generation.due for answer in self._answers)])
+        return None if math.isinf(due) else max(due - time.monotonic(), 0)
+
+    def _set_paused(self, request_id: int, paused: bool) -> list[Message]:
+        self._embeddings.pause(request_id, paused)
+        with self._changed:
+            answer = next((a for a in self._answers if a.generation.request.id == request_id), None)
+            if answer and paused != (answer in self._paused):
+                self._keep(lambda other: other is not answer)
+                (self._paused if paused else self._waiting).append(answer)
+        return []
+
+    def _admit(self) -> list[Answer]:
+        """Moves answers to the running ones; returns those that were not among them before."""
+        room = self._parallel - len(self._running)
+        waiting = {answer.generation.sequence: answer for answer in self._waiting}
+        queue = sorted(waiting, key=lambda sequence: sequence.urgency)
+        turns = in_turn(queue, [answer.generation.sequence for answer in self._running])
+        admitted = [waiting[sequence] for sequence in turns[:room]]
+        self._waiting = [answer for answer in self._waiting if answer not in admitted]
+        self._running += admitted
+        new = [answer for answer in admitted if answer.generation.times.admitted is None]
+        now = time.monotonic()
+        for answer in new:
+            answer.generation.times.admitted = now
+            self._counters.admitted(answer.generation.n_prompt, 0)
+        return new
+
+    def _take_time(self, admitted: list[Answer]) -> int:
+        """Takes the time of a step; returns the prompt tokens that it took in."""
         n_prompt = sum(answer.generation.n_prompt for answer in admitted)
         pause_ms = self._script.ms_per_token + n_prompt * self._script.prompt_ms_per_token
         if pause_ms:
             time.sleep(pause_ms / 1000)
+        return n_prompt
 
     def _step(self) -> list[Message]:
-        """One token of every running request, or its end; and the end of waiting ones that must."""
+        """One token of every running request, or its end; and the end of others that must."""
         with self._changed:
             cancelled, self._cancelled = self._cancelled, set()
+            answers = self._answers
         events: list[Message] = []
         ended: set[int] = set()
         now = time.monotonic()
-        for answer in (*self._running, *self._waiting):
+        for answer in answers:
             reason = "cancelled" if answer.generation.request.id in cancelled else None
             news = self._advance(answer, now, reason)
             events += news
             if news and news[-1]["done"]:
                 ended.add(answer.number)
         with self._changed:
-            self._running = [answer for answer in self._running if answer.number not in ended]
-            self._waiting = [answer for answer in self._waiting if answer.number not in ended]
+            self._keep(lambda answer: answer.number not in ended)
         return events
+
+    def _keep(self, wanted: Callable[[Answer], bool]) -> None:
+        self._running = list(filter(wanted, self._running))
+        self._waiting = list(filter(wanted, self._waiting))
+        self._paused = list(filter(wanted, self._paused))
 
     def _advance(self, answer: Answer, now: float, reason: str | None) -> list[Message]:
         generation = answer.generation
-        if reason is None and answer.deadline <= now:
+        if reason is None and generation.due <= now:
             reason = "deadline"
-        if reason is None and generation.times.admitted is None:
+        if reason is None and answer not in self._running:
             return []
         try:
             self._strike(answer)
@@ -315,6 +384,7 @@ class FakeEngine:
         generation = answer.generation
         piece = answer.pieces[answer.said]
         generation.sequence.tokens.append(0)
+        self._counters.generated()
         generation.times.first_token = generation.times.first_token or now
         generation.times.last_token = now
         extra: Message = {}

@@ -5,12 +5,14 @@ Owns what the scheduler must not see: sampler, text, clock times. Makes events, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from myllm.engine.sequence import Sequence
 from myllm.engine.text import ReasoningSplitter, TextStream
-from myllm.protocol import GenRequest, Message, tagged
+from myllm.protocol import Message, tagged
+from myllm.requests import GenRequest
 
 
 @dataclass(slots=True)
@@ -42,6 +44,12 @@ class Generation:
     _answer: list[str] = field(default_factory=list)
     _logprobs: list[Message] = field(default_factory=list)
     _thought: list[str] = field(default_factory=list)
+
+    @property
+    def due(self) -> float:
+        """When its deadline is, on the clock of its times."""
+        limit = self.request.deadline_ms
+        return math.inf if limit is None else self.times.arrived + limit / 1000
 
     @property
     def n_generated(self) -> int:

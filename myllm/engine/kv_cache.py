@@ -132,6 +132,11 @@ class KvCache:
         return True
 
     @property
+    def n_reusable(self) -> int:
+        """Idle slots with tokens that another request may begin with."""
+        return sum(1 for slot in self.slots if slot.tokens and not slot.busy)
+
+    @property
     def n_idle(self) -> int:
         """Cells that only idle slots hold: what evicting all of them would free."""
         held = {cell for slot in self.slots if slot.busy for cell in slot.cells}

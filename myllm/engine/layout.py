@@ -11,7 +11,7 @@ from myllm import hardware
 from myllm.engine.llama import Model
 from myllm.engine.pace import TILE_ROWS
 from myllm.engine.space import POOL, Pool, Space, Streams, round_up
-from myllm.protocol import LoadOptions
+from myllm.requests import LoadOptions
 
 SLOTS = 128
 """Sequence ids: the running ones and as many idle prefixes to reuse. Free of cost in a pool."""

@@ -210,6 +210,8 @@ class Model:
         """Whether every token sees all others (BERT): such a model makes vectors and no text."""
         self.pooling: int | None = int(said) if (said := self._said("pooling_type")).isdigit() else None
         """llama.cpp's number of how it pools (`enum llama_pooling_type`), where its file says so."""
+        self.normalizes = self._value("myllm.embedding.normalize") != "false"
+        """Whether its vectors are to have norm 1: our own key, written where a checkpoint was converted."""
         self.has_encoder = bool(lib.llama_model_has_encoder(self.pointer))
         self.has_decoder = bool(lib.llama_model_has_decoder(self.pointer))
         self.kv_values_per_token = 2 * self._kv_width() * lib.llama_model_n_layer(self.pointer)
@@ -220,11 +222,11 @@ class Model:
 
     def _said(self, key: str) -> str:
         """A value of the file's metadata below its architecture's name; empty where there is none."""
+        return self._value(f"{self._value('general.architecture')}.{key}")
+
+    def _value(self, key: str) -> str:
         buffer = ctypes.create_string_buffer(256)
-        if lib.llama_model_meta_val_str(self.pointer, b"general.architecture", buffer, len(buffer)) < 0:
-            return ""
-        name = b"%b.%b" % (buffer.value, key.encode())
-        found = lib.llama_model_meta_val_str(self.pointer, name, buffer, len(buffer)) >= 0
+        found = lib.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer)) >= 0
         return buffer.value.decode("utf-8", "replace") if found else ""
 
     def _kv_width(self) -> int:

@@ -15,7 +15,8 @@ from myllm.engine.samplers import make_sampler
 from myllm.engine.sequence import Sequence
 from myllm.engine.text import TextStream
 from myllm.errors import BadDataError, ContextOverflowError
-from myllm.protocol import MAX_SEED, GenRequest
+from myllm.protocol import MAX_SEED
+from myllm.requests import GenRequest
 
 
 class Offer(NamedTuple):
@@ -44,7 +45,7 @@ def new_generation(
     seed = secrets.randbelow(MAX_SEED) if request.seed is None else request.seed
     return Generation(
         request,
-        Sequence(request.id or 0, list(prompt), limit, request.priority, number),
+        Sequence(request.id or 0, list(prompt), limit, request.priority, number, request.client),
         times,
         n_prompt=len(prompt),
         seed=seed,

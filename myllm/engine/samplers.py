@@ -14,7 +14,7 @@ from myllm.engine.context import Context
 from myllm.engine.llama import Model, Tokenizer, lib
 from myllm.engine.sampling import Step
 from myllm.errors import BadDataError, UsageError
-from myllm.protocol import GenRequest
+from myllm.requests import GenRequest
 
 NEVER: Final = float("-inf")
 """The bias of a token that must not be sampled."""

@@ -8,19 +8,22 @@ Choices, and why:
   over every used cell, is kept low by few idle cells beside running rows and never more rows than pay
   off (pace.py).
 - A request that could share a prefix which another is still prefilling waits for it.
-- When cells run out: evict idle ones, then grow the pool, then preempt the youngest of the least urgent,
-  which starts again from its tokens later. Nobody fails.
+- Of those that wait and are as urgent, one goes next whose client has the fewest running, so that nobody
+  waits behind another's sixty.
+- When cells run out: evict idle ones, then grow the pool, then preempt one of the least urgent, of the
+  client with most running the youngest, which starts again from its tokens later. Nobody fails.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from myllm.engine.kv_cache import Copy, KvCache, Remove, Slot, common_prefix
 from myllm.engine.pace import PrefillBudget, RowLimit
-from myllm.engine.sequence import Sequence
+from myllm.engine.sequence import Sequence, in_turn
 from myllm.engine.space import Space, needed
 
 MIN_SHARED = 32
@@ -74,6 +77,7 @@ class Scheduler:
         self.cache = KvCache(0, space.n_slots)
         self.waiting: list[Sequence] = []
         self.active: list[Sequence] = []
+        self.paused: list[Sequence] = []
         self.row_limit = RowLimit(space.max_rows, space.start_rows)
         self.prefill_budget = PrefillBudget(batch)
         self._leaders: dict[Sequence, tuple[Sequence, int]] = {}
@@ -85,12 +89,23 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """The sequence is done, cancelled or failed; what it has in the cache stays for reuse."""
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
-        if sequence in self.active:
-            self.active.remove(sequence)
-            self._release(sequence)
-        self._leaders.pop(sequence, None)
+        self._take_out(sequence)
+        if self.space.isolates and sequence.parked:  # nobody can reuse it
+            self.cache.truncate(sequence.parked, 0)
+
+    def pause(self, sequence: Sequence) -> None:
+        """It takes part in no step until it is resumed; what it has in the cache stays, as an idle one's
+        does, while nobody needs the room.
+        """
+        if sequence not in self.paused:
+            self._take_out(sequence)
+            self.paused.append(sequence)
+
+    def resume(self, sequence: Sequence) -> None:
+        """It goes on from its last token as soon as it has a row again."""
+        if sequence in self.paused:
+            self._take_out(sequence)
+            self.submit(sequence)
 
     def restart(self, sequence: Sequence) -> None:
         """What the sequence has in the cache can't be trusted; it starts again from its tokens."""
@@ -107,10 +122,10 @@ class Scheduler:
     def grown(self, n_cells: int) -> None:
         """The pool now has `n_cells` and holds the active sequences only, none sharing cells any more.
 
-        Where they do not fit without sharing, the youngest start again.
+        Where they do not fit without sharing, some start again.
         """
         while sum(s.n_cached for s in self.active) > n_cells:
-            self._preempt(max(self.active, key=lambda s: s.urgency))
+            self._preempt(self._next_to_yield())
         self.cache.resize(n_cells)
 
     # ── the decision ────────────────────────────────────────────────────────────────────────
@@ -118,7 +133,7 @@ class Scheduler:
     def plan(self) -> Plan:
         """The next step. An empty plan means that there is nothing to do."""
         plan = Plan()
-        if self.waiting and (successor := self.space.successor(self.active, self.waiting)):
+        if self.waiting and (successor := self.space.successor(self.active, self.waiting, self.paused)):
             self._move_to(successor)
             plan.space = successor
         self._drop_idle_cells()
@@ -136,17 +151,17 @@ class Scheduler:
         """An empty cache of another layout; who was running starts again."""
         for sequence in list(self.active):
             self._preempt(sequence)
+        for sequence in (*self.waiting, *self.paused):
+            sequence.left = None
         self.space, self.cache = space, KvCache(0, space.n_slots)
         self.row_limit = RowLimit(space.max_rows, space.start_rows)
 
     def _admit(self, plan: Plan) -> int | None:
         """Moves waiting sequences to the active ones; returns the size to grow to where that is needed."""
-        for sequence in list(self.waiting):
-            if self._is_led(sequence):
-                continue
+        for sequence in in_turn((s for s in self.waiting if not self._is_led(s)), self.active):
             if not self._has_row(sequence):
                 break
-            source, length = self.space.reusable(self.cache, sequence.tokens)
+            source, length = self.space.reusable(self.cache, sequence)
             length = min(length, len(sequence.tokens) - 1)
             if self._follow(sequence, length):
                 continue
@@ -166,7 +181,8 @@ class Scheduler:
 
     def _place(self, sequence: Sequence, source: Slot | None, length: int) -> bool:
         """Gives the sequence a slot that starts with the first `length` tokens of `source`."""
-        slot = source if source and not source.busy else self.cache.take()
+        kept = [s.parked for s in self.paused]
+        slot = source if source and not source.busy and source not in kept else self.cache.take()
         if slot is None:
             return False
         if source and slot is not source:
@@ -185,10 +201,10 @@ class Scheduler:
             limit = min(limit * INTERACTIVE_ROWS, self.space.max_rows)
         if len(self.active) < limit:
             return True
-        worst = max(self.active, key=lambda s: s.urgency)
-        if worst.priority <= sequence.priority:
+        other = self._next_to_yield()
+        if other.priority <= sequence.priority:
             return False
-        self._preempt(worst)
+        self._preempt(other)
         return True
 
     def _is_led(self, sequence: Sequence) -> bool:
@@ -223,7 +239,7 @@ class Scheduler:
         target = self._target_cells()
         if target > self.cache.n_cells:
             return target
-        self._preempt(max(self.active, key=lambda s: s.urgency))
+        self._preempt(self._next_to_yield())
         return None
 
     def _prefill(self, rows: int) -> list[Chunk]:
@@ -256,7 +272,7 @@ class Scheduler:
 
     def _drop_idle_cells(self) -> None:
         """With many rows running, keeps no more idle tokens than a quarter of what runs."""
-        if len(self.active) < BUSY_ROWS:
+        if len(self.active) < BUSY_ROWS or self.space.isolates:
             return
         idle = sorted(
             (slot for slot in self.cache.slots if not slot.busy and slot.tokens), key=lambda s: s.used_at
@@ -268,17 +284,26 @@ class Scheduler:
             excess -= len(slot.tokens)
             self.cache.truncate(slot, 0)
 
+    def _next_to_yield(self) -> Sequence:
+        """Of the least urgent, the youngest of the client that has most running. Never the oldest of the
+        most urgent, unless it is alone, so that somebody always gets on.
+        """
+        shares = Counter(s.client for s in self.active)
+        return max(self.active, key=lambda s: (s.priority, shares[s.client], s.order))
+
     def _preempt(self, sequence: Sequence) -> None:
-        self.active.remove(sequence)
-        self._release(sequence)
+        self._take_out(sequence)
         self.submit(sequence)
 
-    def _release(self, sequence: Sequence) -> None:
-        if sequence.slot:
-            self.cache.release(sequence.slot)
-            if self.space.isolates:  # nobody can reuse it
-                self.cache.truncate(sequence.slot, 0)
-            sequence.slot = None
+    def _take_out(self, sequence: Sequence) -> None:
+        """Out of wherever it is; its slot becomes an idle one."""
+        for those in (self.active, self.waiting, self.paused):
+            if sequence in those:
+                those.remove(sequence)
+        if slot := sequence.slot:
+            self.cache.release(slot)
+            sequence.slot, sequence.left = None, (slot, slot.used_at)
+        self._leaders.pop(sequence, None)
 
     def _target_cells(self) -> int:
         """The size that those who should run now ask for; by a quarter more at least when it grows."""

@@ -5,6 +5,8 @@ Holds no text, sampler, clock or event (see generation.py), so that scheduling i
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from myllm.engine.kv_cache import Slot
@@ -15,8 +17,8 @@ class Sequence:
     """`tokens` (prompt, then what was generated) go into the cache in order; when the last is in, the next
     one can be sampled. A sequence that lost its cells therefore just starts again from its tokens.
 
-    `id` is its request's, `order` counts arrivals. `priority` 0 is interactive, higher is more patient.
-    `limit` is the most tokens it may come to (prompt + max_tokens, within the window).
+    `id` and `client` are its request's, `order` counts arrivals. `priority` 0 is interactive, higher is
+    more patient. `limit` is the most tokens it may come to (prompt + max_tokens, within the window).
     """
 
     id: int
@@ -24,13 +26,22 @@ class Sequence:
     limit: int
     priority: int = 0
     order: int = 0
+    client: int = 0
     slot: Slot | None = None
+    left: tuple[Slot, int] | None = None
+    """The slot it last gave up, and when (`Slot.used_at`)."""
     waited: int = 0
     """Steps for which its prefill got no token."""
 
     @property
     def n_cached(self) -> int:
         return len(self.slot.tokens) if self.slot else 0
+
+    @property
+    def parked(self) -> Slot | None:
+        """The slot it last gave up, with whatever is not evicted, if nobody else has had it since."""
+        slot, used_at = self.left or (None, 0)
+        return slot if slot and not slot.busy and slot.used_at == used_at else None
 
     @property
     def n_missing(self) -> int:
@@ -41,3 +52,15 @@ class Sequence:
     def urgency(self) -> tuple[int, int]:
         """Sort key: interactive before batch, then by arrival."""
         return self.priority, self.order
+
+
+def in_turn(waiting: Iterable[Sequence], running: Iterable[Sequence]) -> list[Sequence]:
+    """Those of `waiting`, sorted by urgency, as they should be admitted: the urgent first, then whose
+    client has the fewest running, each counting those before it as such, then by arrival.
+    """
+    shares = Counter(sequence.client for sequence in running)
+    turns: dict[Sequence, tuple[int, int, int]] = {}
+    for sequence in waiting:
+        turns[sequence] = sequence.priority, shares[sequence.client], sequence.order
+        shares[sequence.client] += 1
+    return sorted(turns, key=turns.__getitem__)

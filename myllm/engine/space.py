@@ -55,12 +55,14 @@ class Space(Protocol):
     """Rows to begin with, until it is measured how many pay off."""
     max_cells: int
 
-    def successor(self, active: list[Sequence], waiting: list[Sequence]) -> Space | None:
+    def successor(
+        self, active: list[Sequence], waiting: list[Sequence], paused: list[Sequence]
+    ) -> Space | None:
         """The layout that would serve these sequences better, where it is worth to start again with it."""
         ...
 
-    def reusable(self, cache: KvCache, tokens: list[int]) -> tuple[Slot | None, int]:
-        """The slot with the longest beginning of `tokens` that may be reused, and its length."""
+    def reusable(self, cache: KvCache, sequence: Sequence) -> tuple[Slot | None, int]:
+        """The slot with the longest beginning of the sequence that it may reuse, and its length."""
         ...
 
     def is_short(self, cache: KvCache, active: list[Sequence], sequence: Sequence, shared: int) -> bool:
@@ -97,15 +99,17 @@ class Pool:
     def __init__(self, max_cells: int, max_rows: int, n_slots: int) -> None:
         self.max_cells, self.max_rows, self.n_slots = max_cells, max_rows, n_slots
 
-    def successor(self, active: list[Sequence], waiting: list[Sequence]) -> Space | None:
-        asked = active + waiting
+    def successor(
+        self, active: list[Sequence], waiting: list[Sequence], paused: list[Sequence]
+    ) -> Space | None:
+        asked = active + waiting + paused
         if len(asked) < CROWD or self.max_rows < CROWD or self.max_cells < POOL:
             return None
         lost = sum(sequence.n_cached for sequence in active)
         return Crowd(self) if lost <= RESTART_TOKENS and is_crowd(asked) else None
 
-    def reusable(self, cache: KvCache, tokens: list[int]) -> tuple[Slot | None, int]:
-        return cache.longest_prefix(tokens)
+    def reusable(self, cache: KvCache, sequence: Sequence) -> tuple[Slot | None, int]:
+        return cache.longest_prefix(sequence.tokens)
 
     def is_short(self, cache: KvCache, active: list[Sequence], sequence: Sequence, shared: int) -> bool:
         wanted = needed(sequence) - shared + sum(map(needed, active))
@@ -137,11 +141,14 @@ class Streams:
         self.n_slots = self.max_rows = n_slots
         self.max_cells = n_slots * round_up(window)
 
-    def successor(self, active: list[Sequence], waiting: list[Sequence]) -> Space | None:
+    def successor(
+        self, active: list[Sequence], waiting: list[Sequence], paused: list[Sequence]
+    ) -> Space | None:
         return None
 
-    def reusable(self, cache: KvCache, tokens: list[int]) -> tuple[Slot | None, int]:
-        return None, 0
+    def reusable(self, cache: KvCache, sequence: Sequence) -> tuple[Slot | None, int]:
+        slot = sequence.parked  # all of its own, as it was
+        return slot, len(slot.tokens) if slot else 0
 
     def is_short(self, cache: KvCache, active: list[Sequence], sequence: Sequence, shared: int) -> bool:
         return needed(sequence) > cache.cells_per_slot
@@ -171,7 +178,9 @@ class Crowd(Streams):
         super().__init__(CROWD_SLOTS, POOL // CROWD_SLOTS)
         self._pool = pool
 
-    def successor(self, active: list[Sequence], waiting: list[Sequence]) -> Space | None:
+    def successor(
+        self, active: list[Sequence], waiting: list[Sequence], paused: list[Sequence]
+    ) -> Space | None:
         return self._pool if waiting and not active and not is_crowd(waiting) else None
 
 

@@ -13,10 +13,10 @@ from myllm.errors import UsageError
 MAX_NAME: Final = 100
 """Characters in a name that is given or made; names found in other programs' stores may be longer."""
 
-_PREFIX = re.compile(r"[a-z]{2,}:")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+:/@-]*")
-_SUFFIX = re.compile(r"(-\d{5}-of-\d{5})?(\.gguf)?$", re.IGNORECASE)
-_HARMFUL = re.compile(r"[^A-Za-z0-9._+-]+")
+_PREFIX: Final = r"[a-z]{2,}:"
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._+:/@-]*"
+_SUFFIX: Final = r"(?i)(-\d{5}-of-\d{5})?(\.gguf)?$"
+_HARMFUL: Final = r"[^A-Za-z0-9._+-]+"
 _PATH_STARTS: Final = ("/", "./", "../", "~/")
 _PATH_ENDS: Final = (".gguf", ".fake.json")
 
@@ -28,12 +28,12 @@ def is_path(text: str) -> bool:
 
 def has_prefix(text: str) -> bool:
     """Whether `text` names a source, such as `hf:…`, and not a model or a path."""
-    return _PREFIX.match(text) is not None
+    return re.match(_PREFIX, text) is not None
 
 
 def checked_name(name: str) -> str:
     """`name` where it may be given to a model. Raises UsageError."""
-    if len(name) > MAX_NAME or not _NAME.fullmatch(name) or is_path(name) or has_prefix(name):
+    if len(name) > MAX_NAME or not re.fullmatch(_NAME, name) or is_path(name) or has_prefix(name):
         raise UsageError(
             f"name {name!r:.120}: expected at most {MAX_NAME} letters, digits and ._+:/@-, no path or source"
         )
@@ -42,8 +42,8 @@ def checked_name(name: str) -> str:
 
 def name_from(text: str) -> str:
     """A model name made of a file's or package's name: harmless characters, no suffix, no part number."""
-    stem = _SUFFIX.sub("", text.rpartition("/")[2])
-    name = _HARMFUL.sub("-", stem).strip("-._+")[:MAX_NAME]
+    stem = re.sub(_SUFFIX, "", text.rpartition("/")[2])
+    name = re.sub(_HARMFUL, "-", stem).strip("-._+")[:MAX_NAME]
     if not name:
         raise UsageError(f"{text!r:.80}: no name can be made of it; give one with --name")
     return name

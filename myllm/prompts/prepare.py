@@ -15,7 +15,7 @@ from myllm.prompts.chat_template import ChatTemplate
 from myllm.prompts.fit import CHARS_PER_TOKEN, answer_room, shortened
 from myllm.prompts.pieces import pieces
 from myllm.prompts.spans import SpecialTexts, guard, split
-from myllm.protocol import GenRequest
+from myllm.requests import GenRequest
 
 COUNTED_CHARS: Final = 256 * 1024
 """A text up to this long is always tokenised as a whole (about 0.2 s) to tell its exact count."""

@@ -16,7 +16,6 @@ from typing import Final
 from myllm import __version__
 from myllm.errors import BadDataError, TryAgainError, UnavailableError, from_wire
 from myllm.protocol import PROTOCOL, Message, MessageReader, encode, hello, parse
-from myllm.runtime.lines import is_done
 
 CHUNK: Final = 256 * 1024
 
@@ -128,3 +127,11 @@ class Client:
         for line in self._lines:
             if (event := parse(line)).get("error") and "id" not in event:
                 raise from_wire(event["error"])
+
+
+def is_done(line: bytes) -> bool:
+    """Whether this line ends its request. Raises BadDataError where it is no message at all.
+
+    Token lines, by far the most, are not parsed, as our own side writes `token` first.
+    """
+    return not line.startswith(b'{"token":') and parse(line).get("done") is True

@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from myllm import __version__
 from myllm.errors import BadDataError, MyllmError, UnavailableError, UsageError
-from myllm.protocol import (
-    MAX_IN_FLIGHT,
-    PROTOCOL,
-    Message,
-    MessageReader,
-    encode,
-    error_event,
-    hello,
-)
+from myllm.protocol import MAX_IN_FLIGHT, PROTOCOL, Message, MessageReader, encode, error_event, hello
 from myllm.runtime.call import Call
 
 if TYPE_CHECKING:

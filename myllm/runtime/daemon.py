@@ -63,14 +63,17 @@ def main(fd: int) -> NoReturn:
 def run(configured: Settings, log: Log, *, kind: str, ready: Callable[[], None]) -> int:
     """Serves until it is stopped or idles out; 0. `kind` is `daemon`, or `serve`, which never idles out.
 
-    Raises MyllmError where it cannot begin: TryAgainError where another daemon runs.
+    Raises MyllmError where it cannot begin: TryAgainError where another daemon runs; KeyboardInterrupt
+    where it was SIGINT that stopped it.
     """
     passed = notify.activated()
     claimed = claim(socket_path())
     try:
         listener = passed or claimed.listen()
         _raise_descriptor_limit()
-        return asyncio.run(Daemon(configured, log, kind, claimed).serve(listener, ready))
+        if asyncio.run(Daemon(configured, log, kind, claimed).serve(listener, ready)) == signal.SIGINT:
+            raise KeyboardInterrupt
+        return 0
     finally:
         claimed.release()
 
@@ -83,6 +86,7 @@ class Daemon:
         self._kind = kind
         self._claim = claimed
         self._stopping = asyncio.Event()
+        self._signal: int | None = None
         self._clients: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._configured = configured
@@ -92,8 +96,10 @@ class Daemon:
             configured, keeper, log=self._note, about=self._about, operations={"shutdown": self._shutdown}
         )
 
-    async def serve(self, listener: socket.socket, ready: Callable[[], None]) -> int:
-        """Serves on the listening socket; returns when all is over and nothing is left behind."""
+    async def serve(self, listener: socket.socket, ready: Callable[[], None]) -> int | None:
+        """Serves on the listening socket; returns when all is over and nothing is left behind, with the
+        signal that stopped it, if one did.
+        """
         loop = asyncio.get_running_loop()
         self._started = loop.time()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -117,7 +123,7 @@ class Daemon:
             task.cancel()
         await self._runtime.close()
         self._note("stopped")
-        return 0
+        return self._signal
 
     # ── clients ─────────────────────────────────────────────────────────────────────────────
 
@@ -166,6 +172,7 @@ class Daemon:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._note("stopping", signal=signal.Signals(number).name)
+        self._signal = number
         self._stopping.set()
 
     def _reload(self) -> None:
@@ -204,7 +211,8 @@ class Daemon:
     def _note(self, event: str, **fields: Any) -> None:
         self._log.write(event, **fields)
         if event != "request":
-            notify.notify(f"STATUS={event} {fields.get('model', '')}".rstrip())
+            said = f"{event} {fields.get('model', '')}"
+            notify.notify(f"STATUS={' '.join(said.split())}")  # a newline would begin another assignment
 
     def _unforeseen(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

@@ -9,7 +9,8 @@ from myllm.engine import Engine
 from myllm.engine.embedding import Piece
 from myllm.errors import BadDataError, ContextOverflowError, MyllmError, UsageError
 from myllm.prompts.windows import Window, cut
-from myllm.protocol import EmbedRequest, Message, tagged
+from myllm.protocol import Message, tagged
+from myllm.requests import EmbedRequest
 from myllm.runtime.preparer import ModelFile
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from myllm.errors import InternalError
 from myllm.models.fingerprint import fingerprint
 from myllm.paths import cache_dir
-from myllm.protocol import EmbedRequest, Message
+from myllm.protocol import Message
+from myllm.requests import EmbedRequest
 from myllm.runtime.call import Call
 from myllm.runtime.threads import in_daemon_thread
 from myllm.storage.embedding_cache import CachedVectors, EmbeddingCache, cache_key

@@ -8,8 +8,19 @@ from __future__ import annotations
 from myllm.protocol import Message
 
 
-def ended_early(finish_reason: str) -> Message:
-    """The done event of a request that ended before its first token: nothing said, nothing used."""
+def ended_early(op: str, finish_reason: str) -> Message:
+    """The done event of a request for `op` that ended before an engine had it, in the shape that the
+    operation's others have: nothing made, nothing used."""
+    if op == "embed":
+        return {
+            "done": True,
+            "dimensions": 0,
+            "finish_reason": finish_reason,
+            "usage": {"prompt_tokens": 0, "cached_texts": 0},
+            "timings": {"queue_ms": 0.0, "embed_ms": 0.0},
+        }
+    if op not in ("gen", "chat"):
+        return {"done": True, "finish_reason": finish_reason}
     return {
         "done": True,
         "full_text": "",

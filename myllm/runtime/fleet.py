@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from myllm.errors import UnavailableError
-from myllm.protocol import LoadOptions
+from myllm.requests import LoadOptions
 
 CRASHES: Final = 3
 CRASH_WINDOW: Final = 60.0

@@ -1,4 +1,4 @@
-"""What a worker does with each message: load, prepare, submit, cancel.
+"""What a worker does with each message: load, prepare, submit, pause, cancel.
 
 Owns the requests between their arrival and the engine, on one thread that loads, renders and
 tokenises in order of arrival. Must not know sockets, nor how an engine or a template works.
@@ -10,13 +10,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
 from myllm.engine import Engine, open_engine
 from myllm.errors import BadDataError, InternalError, MyllmError, UnavailableError, UsageError
-from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message, encode, error_event, tagged
+from myllm.protocol import Message, encode, error_event, tagged
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 from myllm.runtime.embed_intake import windows_of
 from myllm.runtime.events import ended_early
 from myllm.runtime.outbox import Outbox
@@ -28,6 +30,15 @@ PROGRESS_EVERY: Final = 0.1
 """Seconds between two `loading` events: each wakes the Runtime, and a small model loads in one."""
 
 
+@dataclass(slots=True)
+class Arrival:
+    """What a request asks for, when it came, by `time.monotonic`, and whether it is to begin at once."""
+
+    op: str
+    at: float
+    paused: bool = False
+
+
 class Intake:
     """The messages of one connection, each answered by exactly one done event."""
 
@@ -37,8 +48,8 @@ class Intake:
         self._preparer: Preparer | None = None
         self._about = ModelFile()
         self._name = "model"
-        self._arrivals: dict[int, float] = {}
-        """Requests not yet with the engine: id → moment of arrival; a cancelled one is missing."""
+        self._arrivals: dict[int, Arrival] = {}
+        """Requests not yet with the engine; a cancelled one is missing."""
         self._lock = threading.Lock()
         self._jobs: SimpleQueue[tuple[Callable[[Message], None], Message]] = SimpleQueue()
         before = threading.stack_size(DEEP_STACK)
@@ -52,11 +63,13 @@ class Intake:
                 self._jobs.put((self._load, message))
             case "gen" | "count" | "embed" as op:
                 with self._lock:
-                    self._arrivals[_id(message)] = time.monotonic()
+                    self._arrivals[_id(message)] = Arrival(op, time.monotonic())
                 jobs = {"gen": self._generate, "count": self._count, "embed": self._embed}
                 self._jobs.put((jobs[op], message))
             case "cancel":
                 self._cancel(_id(message))
+            case "pause" | "resume" as op:
+                self._pause(_id(message), op == "pause")
             case "status":
                 status = self._engine.status() if self._engine else {}
                 self._send([tagged({"done": True, "status": status}, message.get("id"))])
@@ -115,15 +128,15 @@ class Intake:
         request = GenRequest.parse(message)
         prepared = preparer.prepare(request, engine.tokenizer, engine.window)
         with self._lock:
-            if request_id not in self._arrivals:  # cancelled while it was prepared
+            if (arrival := self._arrivals.pop(request_id, None)) is None:  # cancelled while it was prepared
                 return
             engine.submit(
                 request,
                 prepared.tokens,
                 dropped_tokens=prepared.dropped_tokens,
-                arrived=self._arrivals[request_id],
+                arrived=arrival.at,
+                paused=arrival.paused,
             )
-            del self._arrivals[request_id]
 
     def _embed(self, message: Message) -> None:
         engine, _ = self._loaded()
@@ -136,10 +149,10 @@ class Intake:
             note = f"{self._name} is made for text; its vectors are the mean of its last layer"
             events.insert(0, tagged({"note": note}, request_id))
         with self._lock:
-            if request_id not in self._arrivals:  # cancelled while it was cut
+            if (arrival := self._arrivals.pop(request_id, None)) is None:  # cancelled while it was cut
                 return
             self._send(events)
-            engine.embed(request, texts, arrived=self._arrivals.pop(request_id))
+            engine.embed(request, texts, arrived=arrival.at, paused=arrival.paused)
 
     def _count(self, message: Message) -> None:
         engine, preparer = self._loaded()
@@ -153,11 +166,18 @@ class Intake:
 
     def _cancel(self, request_id: int) -> None:
         with self._lock:
-            waiting = self._arrivals.pop(request_id, None) is not None
+            waiting = self._arrivals.pop(request_id, None)
         if waiting:
-            self._send([tagged(ended_early("cancelled"), request_id)])
+            self._send([tagged(ended_early(waiting.op, "cancelled"), request_id)])
         elif self._engine:
             self._engine.cancel(request_id)
+
+    def _pause(self, request_id: int, paused: bool) -> None:
+        with self._lock:
+            if arrival := self._arrivals.get(request_id):
+                arrival.paused = paused
+        if not arrival and self._engine:
+            self._engine.pause(request_id, paused)
 
     def _loaded(self) -> tuple[Engine, Preparer]:
         if self._engine is None or self._preparer is None:

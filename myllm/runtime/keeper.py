@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from myllm import hardware
 from myllm.errors import MyllmError, NotFoundError
-from myllm.protocol import LoadOptions, Message
+from myllm.protocol import Message
+from myllm.requests import LoadOptions
 from myllm.runtime.fleet import Fleet, Member, Room
 from myllm.runtime.memory import resident_bytes, rough_estimate
 from myllm.runtime.shared import Shared, Watch
@@ -115,6 +116,7 @@ class Keeper:
 
     async def close(self) -> None:
         """Ends all workers; returns when they are gone."""
+        self._fleet.members.clear()
         if self._alarm:
             self._alarm.cancel()
         if self._spare:
@@ -148,7 +150,8 @@ class Keeper:
         started = self._now()
         try:
             await worker.load(member.path, member.name, member.options, tell)
-        except BaseException:
+        except BaseException as error:
+            self._log("load_failed", level="error", model=member.name, error=str(error))
             await worker.close()
             raise
         member.loading = False

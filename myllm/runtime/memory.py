@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from myllm.engine import is_fake
-from myllm.protocol import LoadOptions
+from myllm.requests import LoadOptions
 
 PROCESS_BYTES: Final = 96 * 1024 * 1024
 """A worker without weights and cache, about."""

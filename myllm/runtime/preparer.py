@@ -16,7 +16,7 @@ from myllm.engine import Tokenizer, is_fake
 from myllm.prompts.chat_template import ChatTemplate
 from myllm.prompts.detect import find_template
 from myllm.prompts.prepare import Prepared, prepare
-from myllm.protocol import GenRequest
+from myllm.requests import GenRequest
 
 MAX_TEMPLATES: Final = 4
 """Renderer processes kept at once; requests may name templates, and each has a process."""

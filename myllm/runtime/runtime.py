@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from myllm.errors import InternalError, MyllmError, TryAgainError, UnavailableError, UsageError
-from myllm.protocol import EmbedRequest, GenRequest, LoadOptions, Message
+from myllm.protocol import Message
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 from myllm.runtime.call import Call
 from myllm.runtime.events import completed, ended_early
 from myllm.runtime.keeper import Keeper, Wishes
@@ -133,7 +134,7 @@ class Runtime:
         def ended(task: asyncio.Task[None]) -> None:
             call.task = None
             if task.cancelled():  # perhaps before it ran at all
-                call.finish(self._early("cancelled", arrived, call))
+                call.finish(self._early(message, "cancelled", arrived, call))
 
         def over(call: Call) -> None:
             self._calls.discard(call)
@@ -155,7 +156,7 @@ class Runtime:
         try:
             await work(message, call, arrived)
         except TimeoutError:
-            call.finish(self._early("deadline", arrived, call))
+            call.finish(self._early(message, "deadline", arrived, call))
         except MyllmError as error:
             call.fail(error)
         except Exception as error:  # noqa: BLE001 — a bug fails this request, not the others
@@ -212,8 +213,8 @@ class Runtime:
         about = {"requests": len(self._calls) - 1, "draining": self._refusal is not None, **self._about()}
         call.finish({"done": True, "status": {"daemon": about, "models": await self._keeper.status()}})
 
-    def _early(self, reason: str, arrived: float, call: Call) -> Message:
-        return completed(ended_early(reason), call.model, _ms_since(arrived))
+    def _early(self, message: Message, reason: str, arrived: float, call: Call) -> Message:
+        return completed(ended_early(message["op"], reason), call.model, _ms_since(arrived))
 
     # ── models ──────────────────────────────────────────────────────────────────────────────
 

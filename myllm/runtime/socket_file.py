@@ -26,8 +26,10 @@ BACKLOG: Final = 512
 """Connections that may wait to be accepted: as many as the queue of requests (DESIGN.md §8)."""
 SESSION_FOLDERS: Final = "/run/user"
 SHORT_FOLDER: Final = "/tmp"  # noqa: S108  # the folder below is private, and checked at each use
-FULL_POLL: Final = 0.01
-"""Seconds between two tries where the backlog is full: on Linux connect then fails at once with EAGAIN."""
+POLL: Final = 0.01
+"""Seconds between two tries to connect: on Linux a full backlog is EAGAIN at once, whatever the timeout."""
+DYING: Final = 0.5
+"""Seconds in which a killed daemon's socket may still answer: the kernel drops its lock a little before."""
 ROOT: Final = 0
 OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
@@ -186,7 +188,7 @@ def _connect(connection: socket.socket, path: str, timeout: float) -> bool:
         except BlockingIOError:  # the backlog is full
             if time.monotonic() >= deadline:
                 raise TryAgainError(f"{path}: the daemon is too busy to answer; try again") from None
-            time.sleep(FULL_POLL)
+            time.sleep(POLL)
         except OSError as error:
             raise _not_ours(path, f"it cannot be connected to: {error.strerror}") from error
         else:
@@ -202,18 +204,27 @@ def _remove_stale(path: str) -> None:
         return
     if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.getuid():
         raise _not_ours(path, "it is not a socket of yours")
+    deadline = time.monotonic() + DYING
+    while _answers(path):
+        if time.monotonic() >= deadline:
+            raise TryAgainError(f"{path}: another process listens there; end it, or use it")
+        time.sleep(POLL)
+    os.unlink(path)
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody listens on our socket. Raises PermissionDeniedError where it is of another kind."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:  # its backlog is full, so somebody listens
-            pass
+            return False
+        except BlockingIOError:  # its backlog is full
+            return True
         except OSError as error:
             raise _not_ours(path, f"it is no daemon's socket: {error.strerror}") from error
-    raise TryAgainError(f"{path}: another process listens there; end it, or use it")
+    return True
 
 
 def _check_private(folder: str) -> None:

@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from myllm import __version__
 from myllm.errors import BadDataError, MyllmError, UnavailableError, WorkerCrashedError, from_wire
-from myllm.protocol import PROTOCOL, LoadOptions, Message, MessageReader, encode, hello, parse
+from myllm.protocol import PROTOCOL, Message, MessageReader, encode, hello, parse
+from myllm.requests import LoadOptions
 from myllm.runtime.call import Call
 from myllm.runtime.events import completed
 from myllm.runtime.last_words import LastWords, how_it_ended

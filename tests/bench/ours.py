@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from myllm.engine import open_engine
-from myllm.protocol import GenRequest, LoadOptions, Message
+from myllm.protocol import Message
+from myllm.requests import GenRequest, LoadOptions
 
 TIMEOUT = 600.0
 BATCH = 1

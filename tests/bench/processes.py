@@ -5,6 +5,7 @@ Memory is PSS: pages that several processes share count once. Linux only.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -21,21 +22,23 @@ class Watched(NamedTuple):
     seconds: float
     peak_pss: int
     """Bytes of all its processes at once, at the worst moment seen."""
-    stdout: bytes
 
 
-def wall_seconds(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
-    """From start to end, with nothing on stdin and the output thrown away. Raises CalledProcessError."""
-    started = time.monotonic()
-    subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        check=True,
-    )
-    return time.monotonic() - started
+def wall_seconds(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, stdin: Path = Path(os.devnull)
+) -> float:
+    """From start to end, the output thrown away. Raises CalledProcessError."""
+    with stdin.open("rb") as source:
+        started = time.monotonic()
+        subprocess.run(
+            command,
+            stdin=source,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            check=True,
+        )
+        return time.monotonic() - started
 
 
 def watched(command: Sequence[str], stdin: Path, stdout: Path) -> Watched:
@@ -50,7 +53,7 @@ def watched(command: Sequence[str], stdin: Path, stdout: Path) -> Watched:
         seconds = time.monotonic() - started
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return Watched(seconds, peak, stdout.read_bytes())
+    return Watched(seconds, peak)
 
 
 def tree_pss(root: int) -> int:

@@ -238,7 +238,7 @@ def batch(captured: Callable[..., Captured], monkeypatch: pytest.MonkeyPatch) ->
     """Runs `gen --batch` here on a scripted connection; returns the records and the exit status."""
 
     def run(answer: Callable[..., Any], stdin: bytes, *arguments: str) -> tuple[list[dict[str, Any]], int]:
-        monkeypatch.setattr(myllm.runtime, "connect", lambda settings: ScriptedClient(answer))
+        monkeypatch.setattr(myllm.runtime, "connect", lambda settings, note: ScriptedClient(answer))
         files = captured(stdin)
         try:
             with root.make_context("myllm", ["gen", "--batch", *arguments], obj=files.streams) as context:

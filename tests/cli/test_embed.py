@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import socket
 import struct
 import threading
@@ -18,9 +19,11 @@ import pytest
 from myllm.cli import myllm
 from myllm.cli.documents import texts
 from myllm.cli.embedding import Run
+from myllm.cli.progress import Progress
 from myllm.cli.similar import Nearest
-from myllm.errors import ContextOverflowError, MyllmError, NotFoundError
-from myllm.protocol import EmbedRequest, MessageReader, encode, hello
+from myllm.errors import ContextOverflowError, MyllmError, NotFoundError, UnavailableError
+from myllm.protocol import MessageReader, encode, hello
+from myllm.requests import EmbedRequest
 from myllm.runtime.client import Client
 
 from .conftest import Run as RunCommand
@@ -77,13 +80,22 @@ def requests() -> list[dict[str, Any]]:
 
 
 @pytest.fixture
+def connections() -> list[socket.socket]:
+    return []
+
+
+@pytest.fixture
 def embed(
-    monkeypatch: pytest.MonkeyPatch, captured: Callable[..., Captured], requests: list[dict[str, Any]]
+    monkeypatch: pytest.MonkeyPatch,
+    captured: Callable[..., Captured],
+    requests: list[dict[str, Any]],
+    connections: list[socket.socket],
 ) -> Callable[..., tuple[int | MyllmError, list[dict[str, Any]], str]]:
     """Runs `myllm embed`: exit status or error, records, stderr."""
 
     def connect(settings: object, note: object, *, spare: bool = True) -> Client:
         ours, theirs = socket.socketpair()
+        connections.append(theirs)
         server = threading.Thread(target=serve, args=(theirs, requests), daemon=True)
         server.start()
 
@@ -182,6 +194,53 @@ def test_a_worker_that_dies_while_it_embeds_is_69_with_its_last_words(
     assert "GGML_ASSERT failed" in ended.err
 
 
+def test_texts_that_a_dying_worker_leaves_are_error_records_and_the_others_have_vectors(
+    run: RunCommand, fake_model: Callable[..., Path]
+) -> None:
+    fault = {"kind": "kill", "at": "vector", "after_tokens": 20, "words": "oh no"}
+    lines = b"".join(b"line %d\n" % number for number in range(300))
+    ended = run("embed", "-m", fake_model(fault=fault), "--input", "lines", stdin=lines)
+    assert [record["index"] for record in ended.lines] == list(range(300))
+    n_embedded = sum("embedding" in record for record in ended.lines)
+    assert 0 < n_embedded < 300
+    assert (ended.status, f"{300 - n_embedded} of 300 texts failed" in ended.err) == (1, True)
+    assert "oh no" in ended.lines[-1]["error"]["message"]
+
+
+def test_a_worker_that_dies_before_any_vector_is_69(run: RunCommand, fake_model: Callable[..., Path]) -> None:
+    model = fake_model(fault={"kind": "kill", "at": "vector", "words": "oh no"})
+    ended = run("embed", "-m", model, "--input", "lines", stdin=b"a\nb\nc\n")
+    assert (ended.status, ended.err.count("\n"), "oh no" in ended.err) == (69, 1, True)
+    assert [record["error"]["code"] for record in ended.lines] == ["worker_crashed"] * 3
+
+
+def test_what_lets_no_text_be_embedded_ends_a_run_only_where_none_has_been(
+    embed: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(connection: socket.socket, requests: list[dict[str, Any]]) -> None:
+        """The first request for the texts that begin with "good" is answered, all others fail."""
+        connection.sendall(encode(hello("test")))
+        reader = MessageReader()
+        while data := connection.recv(65536):
+            for message in reader.feed(data):
+                if "op" not in message:
+                    continue
+                request = EmbedRequest.parse(message)
+                for item in range(len(request.texts)):
+                    if request.texts[0] == "good" and request.id == 0:
+                        event = {"item": item, "chunk": 0, "start": 0, "end": 4, "tokens": 3, "cached": False}
+                        connection.sendall(encode({"id": 0, **event, "embedding": encoded("good")}))
+                failed = {"error": UnavailableError("no memory").to_wire()}
+                connection.sendall(encode({"id": request.id, "done": True, **failed}))
+
+    monkeypatch.setattr(f"{__name__}.answer", answer)
+    error, records, _ = embed("--input", "lines", stdin=b"evil\n" * 100)
+    assert (error.code, records) == ("unavailable", [])
+    status, records, _ = embed("--input", "lines", stdin=b"good\n" * 100)
+    assert status == 1
+    assert [("error" in record) for record in records] == [False] * 64 + [True] * 36
+
+
 def test_files_are_documents_with_their_path(embed: Embed, tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_text(name)
@@ -235,6 +294,46 @@ def test_the_nearest_of_texts_and_of_stored_vectors(embed: Embed) -> None:
         _, from_vectors, _ = embed("--similar-to", "t7", "-k", 3, stdin=stored)
         assert [record["n"] for record in from_vectors] == expected
         assert "embedding" not in from_vectors[0]
+
+
+def test_the_text_looked_for_goes_the_same_connection_as_the_others(
+    embed: Embed, requests: list[dict[str, Any]], connections: list[socket.socket]
+) -> None:
+    status, records, said = embed("--similar-to", "t3", "--input", "lines", stdin=b"t1\nt2\nt3\n")
+    assert (status, records[0]["index"], said) == (0, 2, "")
+    assert [request["texts"] for request in requests] == [["t3"], ["t1", "t2", "t3"]]
+    assert len(connections) == 1
+
+
+def test_the_nearest_of_several_files_say_which_they_come_from(embed: Embed, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in "ab"]
+    for file in files:
+        file.write_text(f"text of {file.name}")
+    _, records, _ = embed("--similar-to", "text of b", *files)
+    assert [(r["index"], r["path"]) for r in records] == [(1, str(files[1])), (0, str(files[0]))]
+    assert records[0]["end"] == 9
+
+
+def test_the_nearest_of_several_files_of_vectors_keep_the_paths_of_their_texts(
+    embed: Embed, tmp_path: Path
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("a")
+    with_path, without, broken = (tmp_path / name for name in ("with", "without", "broken"))
+    for file, arguments in ((with_path, [text]), (without, [])):
+        _, (record,), _ = embed(*arguments, stdin=b"b")
+        file.write_bytes(orjson.dumps(record))
+    broken.write_text('{"embedding": "?"}')
+    status, (failed, *found), _ = embed("--similar-to", "b", with_path, without, broken)
+    assert (status, failed["path"], failed["index"]) == (1, str(broken), 2)
+    assert [record["path"] for record in found] == [str(without), str(text)]
+
+
+def test_a_text_looked_for_that_is_too_long_is_an_error(embed: Embed) -> None:
+    error, records, _ = embed("--similar-to", "x" * 101, stdin=b"a")
+    assert (error.code, records) == ("bad_data", [])
+    error, records, _ = embed("--similar-to", "x" * 101, "--on-overflow", "error", stdin=b"a")
+    assert (error.code, records) == ("context_overflow", [])
 
 
 def test_vectors_of_another_length_are_error_records(embed: Embed) -> None:
@@ -296,3 +395,37 @@ def test_an_empty_text_has_a_vector_and_is_mentioned(embed: Embed) -> None:
     assert (status, [record["end"] for record in records]) == (0, [0, 1, 0])
     assert "2 empty texts" in said
     assert "empty" not in embed(stdin=b"a")[2]
+
+
+@pytest.fixture
+def advances(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int | None]]:
+    """What progress is told: texts, bytes, all bytes."""
+    told: list[tuple[int, int, int | None]] = []
+    monkeypatch.setattr(Progress, "texts", lambda self, n, n_bytes, total: told.append((n, n_bytes, total)))
+    return told
+
+
+def test_progress_goes_by_bytes_of_texts_and_by_windows_of_a_long_one(
+    embed: Embed, tmp_path: Path, advances: list[tuple[int, int, int | None]]
+) -> None:
+    embed("--input", "lines", stdin=b"one\ntwo\n" * 99)
+    assert advances[-1] == (198, 792, 792)
+    assert sorted(n_bytes for _, n_bytes, _ in advances) == [n_bytes for _, n_bytes, _ in advances]
+    advances.clear()
+    for name in "ab":
+        (tmp_path / name).write_text("é" * 200)
+    embed(tmp_path / "a", tmp_path / "b")
+    assert {n_bytes for _, n_bytes, _ in advances} >= {200, 400, 600, 800}
+    assert advances[-1] == (2, 800, 800)
+
+
+def test_progress_of_what_has_no_size_goes_by_texts(
+    embed: Embed, tmp_path: Path, advances: list[tuple[int, int, int | None]]
+) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    (tmp_path / "file").write_text("text")
+    writer = threading.Thread(target=pipe.write_text, args=("text",))
+    writer.start()
+    embed(tmp_path / "file", pipe)
+    writer.join()
+    assert advances[-1] == (2, 8, None)

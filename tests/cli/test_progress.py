@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import time
 
 import pytest
 
@@ -55,3 +57,26 @@ def test_bars_can_be_refused_on_a_terminal() -> None:
     err = Terminal()
     Progress(Streams(stderr=err), wanted=False).preparing({"loading": 0.5})
     assert not err.getvalue()
+
+
+def shown_of_texts(total: int | None) -> str:
+    err = Terminal()
+    progress = Progress(Streams(stderr=err), wanted=True)
+    progress.texts(0, 0, total)
+    time.sleep(0.15)  # tqdm draws ten times a second
+    progress.texts(30, 1_000, total)
+    time.sleep(0.15)
+    progress.texts(60, 2_000, total)
+    return err.getvalue().rpartition("\r")[2]
+
+
+def test_of_a_file_s_texts_the_rate_and_the_time_left_are_shown() -> None:
+    shown = re.fullmatch(
+        r"texts: +50%\|.*\| 2\.00k/4\.00k \[00:00<00:00, .*B/s, (.*) texts/s\]", shown_of_texts(4_000)
+    )
+    assert shown
+    assert 0 < float(shown[1]) <= 200
+
+
+def test_of_a_pipe_s_texts_number_and_rate_are_shown() -> None:
+    assert re.fullmatch(r"texts: 60 texts \[00:00, .* texts/s\]", shown_of_texts(None))

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from myllm.engine import Engine, open_engine
 from myllm.engine.embedding import Piece
-from myllm.protocol import EmbedRequest, GenRequest, LoadOptions
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 
 Event = dict[str, Any]
 PROMPT = "One, two, three, four, five, six, seven,"
@@ -42,6 +43,13 @@ class Opened:
                 found.setdefault(event["id"], []).append(event)
                 count -= event["done"]
         return found
+
+    def collect_done(self, count: int) -> dict[int, Event]:
+        """The done events of `count` requests, by id."""
+        done: dict[int, Event] = {}
+        while len(done) < count:
+            done |= {event["id"]: event for event in self.emitted.get(timeout=60) if event.get("done")}
+        return done
 
     def first_token(self) -> Event:
         return self.emitted.get(timeout=60)[0]
@@ -123,6 +131,101 @@ def test_cancelling_ends_with_what_there_is_and_an_unknown_id_is_ignored(opened:
     opened.engine.cancel(1)
 
 
+def seen(opened: Opened, seconds: float) -> list[Event]:
+    """All events that come within a time."""
+    events: list[Event] = []
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        try:
+            events += opened.emitted.get(timeout=left)
+        except queue.Empty:
+            break
+    return events
+
+
+def pause(opened: Opened, *request_ids: int) -> list[Event]:
+    """Pauses requests; what they said before that took effect."""
+    for request_id in request_ids:
+        opened.engine.pause(request_id, True)
+    while opened.engine.status()["paused"] < len(request_ids):
+        time.sleep(0.01)
+    return seen(opened, 0.1)
+
+
+GREEDY: dict[str, Any] = {"ignore_eos": True, "sampling": {"temperature": 0.0}}
+
+
+def test_a_paused_request_says_nothing_and_goes_on_from_where_it_was(opened: Opened) -> None:
+    opened.submit(1, max_tokens=40, **GREEDY)
+    expected = opened.collect(1)[1][-1]["full_text"]
+    opened.submit(1, max_tokens=40, **GREEDY)
+    before = opened.emitted.get(timeout=60)
+    before += pause(opened, 1)
+    for request_id in (1, 77):
+        opened.engine.pause(request_id, True)
+    assert seen(opened, 0.3) == []
+    status = opened.engine.status()
+    assert (status["busy"], status["waiting"], status["paused"]) == (0, 0, 1)
+    opened.submit(2, "Another one", max_tokens=2, ignore_eos=True)
+    assert set(opened.collect(1)) == {2}
+    opened.engine.pause(1, False)
+    *after, done = opened.collect(1)[1]
+    assert after
+    assert "".join(event["token"] for event in before + after) == done["full_text"] == expected
+    assert opened.engine.status()["paused"] == 0
+
+
+def test_a_paused_request_costs_no_time_and_can_be_cancelled(opened: Opened) -> None:
+    opened.submit(1, **GREEDY)
+    opened.first_token()
+    pause(opened, 1)
+    before, steps = time.process_time(), opened.engine.status()["steps"]
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.1
+    assert opened.engine.status()["steps"] == steps
+    opened.engine.cancel(1)
+    assert opened.collect(1)[1][-1]["finish_reason"] == "cancelled"
+
+
+def submit_paused(opened: Opened, **fields: Any) -> None:
+    """Request 1 generates, request 2 embeds."""
+    tokens = opened.engine.tokenizer.encode(PROMPT, special=True)
+    opened.engine.submit(GenRequest(id=1, prompt=PROMPT, max_tokens=2, **fields), tokens, paused=True)
+    opened.engine.embed(EmbedRequest(id=2, texts=["a"], **fields), pieces(opened, "a"), paused=True)
+
+
+def test_requests_may_begin_paused(opened: Opened) -> None:
+    submit_paused(opened)
+    assert seen(opened, 0.3) == []
+    assert opened.engine.status()["paused"] == 2
+    for request_id in (1, 2):
+        opened.engine.pause(request_id, False)
+    ended = opened.collect_done(2)
+    assert ended[1]["usage"]["completion_tokens"] >= 1
+    assert ended[2]["dimensions"] > 0
+
+
+def test_paused_requests_keep_their_deadlines(opened: Opened) -> None:
+    started = time.monotonic()
+    submit_paused(opened, deadline_ms=400)
+    ended = opened.collect_done(2)
+    assert time.monotonic() - started > 0.39
+    assert [ended[request_id]["finish_reason"] for request_id in (1, 2)] == ["deadline"] * 2
+
+
+def test_a_paused_embedding_says_nothing_and_comes_whole_in_the_end(opened: Opened) -> None:
+    embed(opened, 1, *["some words to embed"] * 400)
+    first = opened.emitted.get(timeout=60)
+    first += pause(opened, 1)
+    assert 0 < len(first) < 400
+    assert seen(opened, 0.3) == []
+    embed(opened, 2, "another")
+    assert len(answered(opened, 2)) == 2
+    opened.engine.pause(1, False)
+    *rest, _ = answered(opened, 1)
+    assert sorted(event["item"] for event in first + rest) == list(range(400))
+
+
 def test_a_deadline_counts_from_the_arrival_it_is_told(opened: Opened) -> None:
     tokens = opened.engine.tokenizer.encode(PROMPT, special=True)
     late = GenRequest(id=1, prompt=PROMPT, deadline_ms=1000)
@@ -156,10 +259,19 @@ def test_log_probabilities_come_with_their_alternatives(opened: Opened) -> None:
         assert top["logprob"] >= event["logprob"]
 
 
-def test_status_is_json(opened: Opened) -> None:
-    import orjson
-
-    assert isinstance(orjson.loads(orjson.dumps(opened.engine.status())), dict)
+def test_status_says_what_runs_and_how_fast(opened: Opened) -> None:
+    opened.submit(1, ignore_eos=True)
+    opened.first_token()
+    status = opened.engine.status()
+    assert (status["busy"], status["waiting"]) == (1, 0)
+    opened.engine.cancel(1)
+    opened.collect(1)
+    status = orjson.loads(orjson.dumps(opened.engine.status()))
+    assert (status["busy"], status["waiting"], status["window"]) == (0, 0, 512)
+    assert status["tokens_per_second"] > 0
+    assert 0 <= status["kv_hit_rate"] <= 1
+    assert status["generated_tokens"] > 0
+    assert {"cached", "context", "threads", "gpu_layers"} <= set(status)
 
 
 def test_the_tokenizer_keeps_its_promises(opened: Opened) -> None:

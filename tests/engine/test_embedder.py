@@ -8,19 +8,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from myllm.cli.documents import Input
+from myllm.cli.documents import all_texts as documents
 from myllm.engine import llama
 from myllm.engine.embedder import N_TOKENS, Embedder
 from myllm.engine.embedding import normalised
 from myllm.engine.engine import LlamaEngine
 from myllm.errors import BadDataError
 from myllm.prompts.windows import cut
-from myllm.protocol import GenRequest, LoadOptions
+from myllm.requests import EmbedRequest, GenRequest, LoadOptions
+from myllm.runtime.embed_intake import windows_of
 from myllm.runtime.intake import DEEP_STACK
+from myllm.runtime.preparer import read_model_file
 
 pytestmark = pytest.mark.model
 WORDS = "the river runs under an old bridge where music, light and 7 quiet boats meet; naïve 漢字 😀"
@@ -171,5 +176,61 @@ def test_three_megabytes_are_tiled_by_windows_within_the_limit_in_seconds(
         assert max(len(w.tokens) for w in windows) <= 254
         if kind == "prose":
             assert sum(text[w.end - 1] in "\n " for w in windows) > 0.99 * len(windows)
+
+    with_a_deep_stack(check)
+
+
+def mixed(n_bytes: int) -> str:
+    """Prose in several scripts, lines of many kilobytes, runs without a space, characters of several."""
+    rng = random.Random(7)
+    scripts = [
+        "река течёт под мостом",
+        "川は古い橋の下を流れる。",
+        "نهر تحت الجسر",
+        "강이 흐른다",
+        WORDS,
+        "zwölf Boxkämpfer",
+    ]
+    kinds: list[Callable[[], str]] = [
+        lambda: (
+            " ".join(rng.choices(scripts, k=rng.randint(1, 12))) + rng.choice([". ", "!\r\n", "\n\n", "。"])
+        ),
+        lambda: " ".join(rng.choices(WORDS.split(), k=3_000)) + "\n",
+        lambda: "".join(rng.choices("abcdefghijklmnopqrstuvwxyz0123456789+/", k=rng.randint(100, 9_000))),
+        lambda: "".join(chr(rng.randint(0x4E00, 0x9FFF)) for _ in range(rng.randint(100, 2_000))),
+        lambda: (
+            rng.choice(["e\u0301", "👨\u200d👩\u200d👧", "👍🏽", "\ufeff", "\u00a0", "\0", "\t"])
+            * rng.randint(1, 300)
+        ),
+    ]
+    parts: list[str] = []
+    while n_bytes > 0:
+        parts.append(rng.choices(kinds, [400, 2, 3, 3, 3])[0]())
+        n_bytes -= len(parts[-1].encode())
+    return "".join(parts)
+
+
+def test_a_file_of_three_megabytes_is_covered_by_windows_within_the_limit_that_point_at_their_text(
+    minilm: llama.Model, minilm_path: Path, tmp_path: Path
+) -> None:
+    """From the file's bytes to what the engine is given, and no further: nothing is embedded."""
+    file = tmp_path / "text"
+    file.write_bytes(mixed(3_000_000).encode())
+    (read,) = documents([Input("text", {}, [file.read_bytes()])], "text", None, lambda: None)
+    assert read.text == file.read_bytes().decode()
+    text, tokenizer = read.text, minilm.tokenizer
+    engine: Any = SimpleNamespace(tokenizer=tokenizer, embed_window=minilm.n_ctx_train)
+
+    def check() -> None:
+        request = EmbedRequest(id=1, texts=[text])
+        (windows,), failures = windows_of(request, engine, read_model_file(minilm_path))
+        assert not failures
+        assert [w.start for w in windows] == [0, *(w.end for w in windows[:-1])]
+        assert windows[-1].end == len(text)
+        assert 200 < max(len(w.tokens) for w in windows) <= 256
+        for window in windows[::7]:  # each would take as long again
+            first, *between, last = window.tokens
+            assert (first, last) == (tokenizer.bos, tokenizer.closing)
+            assert between == tokenizer.encode(text[window.start : window.end], special=False)
 
     with_a_deep_stack(check)

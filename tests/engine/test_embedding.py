@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.engine.embedding import Embedding, Packer, Piece, normalised
-from myllm.protocol import EmbedRequest, Message
+from myllm.protocol import Message
+from myllm.requests import EmbedRequest
 
 
 def embedding(*lengths: int, request_id: int = 1, **fields: Any) -> Embedding:
@@ -59,6 +61,36 @@ def test_an_interactive_request_s_windows_go_before_a_batch_s() -> None:
     assert order == [urgent, batch, batch]
 
 
+def test_one_client_s_text_does_not_wait_behind_another_s_thousand() -> None:
+    packer = Packer(512, 16)
+    packer.add(embedding(*[250] * 1000, client=1).windows())
+    for _ in range(3):
+        packer.next_batch()
+    late = embedding(250, 250, request_id=2, client=2)
+    packer.add(late.windows())
+    owners = [window.embedding for _ in range(2) for window in packer.next_batch()]
+    assert owners.count(late) == 2
+
+
+def tokens_by_client(packer: Packer, n_batches: int) -> Counter[int]:
+    tokens: Counter[int] = Counter()
+    for window in (window for _ in range(n_batches) for window in packer.next_batch()):
+        tokens[window.embedding.request.client] += len(window.tokens)
+    return tokens
+
+
+def test_clients_share_by_tokens_and_none_saves_up_while_it_is_away_or_pays_for_what_it_cancelled() -> None:
+    packer = Packer(100, 16)
+    many, large = embedding(*[10] * 200, client=1), embedding(*[50] * 20, request_id=2, client=2)
+    packer.add([*many.windows(), *large.windows()])
+    assert tokens_by_client(packer, 6) == {1: 300, 2: 300}
+    packer.drop(large)
+    assert tokens_by_client(packer, 4) == {1: 400}
+    packer.add(embedding(*[50] * 20, request_id=3, client=2).windows())
+    shares = tokens_by_client(packer, 8)
+    assert abs(shares[1] - shares[2]) <= 100
+
+
 def test_what_a_request_still_wanted_goes_with_it() -> None:
     packer, ended, other = Packer(512, 16), embedding(5, 5), embedding(5, request_id=2)
     packer.add([*ended.windows(), *other.windows()])
@@ -85,6 +117,17 @@ def test_pooled_windows_are_one_vector_weighted_by_their_tokens() -> None:
     (event,) = text.take(0, 1, np.array([0, 5], np.float32))
     assert (event["chunk"], event["start"], event["end"], event["tokens"]) == (0, 0, 20, 4)
     assert vector(event) == pytest.approx([3 / 10**0.5, 1 / 10**0.5])
+
+
+def test_vectors_that_are_to_stay_raw_do_and_pooled_ones_are_their_mean() -> None:
+    pieces = [Piece(0, 10, [7] * 3), Piece(10, 20, [7])]
+    text = Embedding(EmbedRequest(id=1, texts=["x"]), [pieces], 0.0, normalizes=False)
+    (event,) = text.take(0, 0, np.array([3, 4], np.float32))
+    assert vector(event) == [3, 4]
+    pooled = Embedding(EmbedRequest(id=1, texts=["x"], pool="mean"), [pieces], 0.0, normalizes=False)
+    assert pooled.take(0, 0, np.array([2, 0], np.float32)) == []
+    (event,) = pooled.take(0, 1, np.array([0, 4], np.float32))
+    assert vector(event) == [1.5, 1]
 
 
 def test_a_vector_of_zeros_stays_what_it_is() -> None:

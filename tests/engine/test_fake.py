@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from myllm.engine import Engine, open_engine
 from myllm.engine.fake import SPECIAL, Script, WordTokenizer
 from myllm.errors import BadDataError, NotFoundError
-from myllm.protocol import GenRequest, LoadOptions
+from myllm.requests import GenRequest, LoadOptions
 
 Event = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 from myllm.engine.generation import Generation, Times
 from myllm.engine.sequence import Sequence
 from myllm.engine.text import TextStream
-from myllm.protocol import GenRequest
+from myllm.requests import GenRequest
 
 
 def generation(stop: list[str] | None = None, **times: float) -> Generation:

@@ -15,7 +15,7 @@ import pytest
 from myllm.engine import open_engine
 from myllm.engine.context import Context
 from myllm.errors import BadDataError, ContextOverflowError
-from myllm.protocol import GenRequest, LoadOptions
+from myllm.requests import GenRequest, LoadOptions
 
 pytestmark = pytest.mark.model
 
@@ -171,10 +171,10 @@ def test_the_cache_grows_under_a_running_request_without_changing_its_answer(har
     grown = Harness(harness.path, threads=2)
     grown.submit(0, question, **fields)
     grown.events.get(timeout=60)
-    cells_before = grown.engine.status()["cells"]
+    cells_before = grown.engine.status()["context"]
     grown.submit(1, "word " * 700, max_tokens=2, sampling=GREEDY)
     answer = grown.gather(2)[0][-1]["full_text"]
-    assert grown.engine.status()["cells"] > cells_before
+    assert grown.engine.status()["context"] > cells_before
     grown.engine.close()
     # Low bits change with the neighbour's prompt beside it, so that a late word may differ.
     assert answer[:60] == expected[:60]
@@ -204,7 +204,7 @@ def test_a_cancelled_request_says_so_and_the_others_go_on(harness: Harness) -> N
     events = harness.gather(2)
     assert events[0][-1]["finish_reason"] == "cancelled"
     assert events[1][-1]["finish_reason"] in ("length", "stop")
-    assert harness.engine.status()["sequences_active"] == 0
+    assert harness.engine.status()["busy"] == 0
 
 
 def test_a_deadline_gives_what_there_is(harness: Harness) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from myllm.engine.kv_cache import Remove
 from myllm.engine.scheduler import MIN_SHARED, Chunk, Plan, Scheduler
-from myllm.engine.sequence import Sequence
+from myllm.engine.sequence import Sequence, in_turn
 from myllm.engine.space import Crowd, Pool, Space, Streams
 
 ANSWER = 1000
@@ -85,6 +86,10 @@ class Simulation:
             self.scheduler.remove(sequence)
             self.finished.append(sequence.id)
 
+    def run_until(self, finished: int) -> None:
+        while finished not in self.finished:
+            self.step()
+
     def run(self, most: int = 5000) -> None:
         for _ in range(most):
             if not (self.scheduler.active or self.scheduler.waiting):
@@ -97,10 +102,11 @@ def simulation(max_cells: int = 4096, max_rows: int = 63, space: Space | None = 
     return Simulation(Scheduler(space or Pool(max_cells, max_rows, 128), 512))
 
 
-def sequence(order: int, prompt: list[int], answer: int = 5, priority: int = 0) -> Sequence:
-    return Sequence(order, list(prompt), len(prompt) + answer, priority, order)
+def sequence(order: int, prompt: list[int], answer: int = 5, priority: int = 0, client: int = 0) -> Sequence:
+    return Sequence(order, list(prompt), len(prompt) + answer, priority, order, client)
 
 
+Request = tuple[int, int, int, int, int, int, int]
 requests = st.lists(
     st.tuples(
         st.integers(0, 2),  # which shared beginning
@@ -109,6 +115,7 @@ requests = st.lists(
         st.integers(1, 60),  # length of the answer
         st.integers(0, 1),  # priority
         st.integers(0, 30),  # steps until the next request comes
+        st.integers(0, 3),  # client
     ),
     min_size=1,
     max_size=25,
@@ -118,24 +125,47 @@ requests = st.lists(
 @settings(deadline=None, max_examples=60)
 @given(requests, st.sampled_from([256, 600, 4096]), st.sampled_from([1, 3, 63]))
 def test_everybody_is_served_within_the_cells_whatever_comes(
-    load: list[tuple[int, int, int, int, int, int]], max_cells: int, max_rows: int
+    load: list[Request], max_cells: int, max_rows: int
 ) -> None:
     serve(simulation(max_cells, max_rows), load, max_cells)
 
 
+@settings(deadline=None, max_examples=60)
+@given(requests, st.data(), st.booleans())
+def test_everybody_is_served_though_some_are_paused_now_and_then(
+    load: list[Request], data: st.DataObject, isolated: bool
+) -> None:
+    run = simulation(600, 3, Streams(4, 512) if isolated else None)
+    sequences = []
+    for order, (family, shared, own, answer, priority, pause, client) in enumerate(load):
+        prompt = [family * 10] * shared + [100 + order] * own
+        sequences.append(sequence(order, prompt, answer, priority, client))
+        run.scheduler.submit(sequences[-1])
+        for _ in range(pause):
+            run.step()
+            s = data.draw(st.sampled_from(sequences))
+            change = data.draw(st.sampled_from([run.scheduler.pause, run.scheduler.resume]))
+            if s.id not in run.finished:
+                change(s)
+    for s in sequences:
+        run.scheduler.resume(s)
+    run.run()
+    assert sorted(run.finished) == list(range(len(load)))
+
+
 @settings(deadline=None, max_examples=30)
 @given(requests)
-def test_everybody_is_served_in_streams_too(load: list[tuple[int, int, int, int, int, int]]) -> None:
+def test_everybody_is_served_in_streams_too(load: list[Request]) -> None:
     run = simulation(space=Streams(4, 512))
     serve(run, load, 4 * 512)
     assert all(not plan.operations or isinstance(plan.operations[0], Remove) for plan in run.plans)
 
 
-def serve(run: Simulation, load: list[tuple[int, int, int, int, int, int]], max_cells: int) -> None:
+def serve(run: Simulation, load: list[Request], max_cells: int) -> None:
     """Submits the load with its pauses; all of it is served and the cache stays in its bounds."""
-    for order, (family, shared, own, answer, priority, pause) in enumerate(load):
+    for order, (family, shared, own, answer, priority, pause, client) in enumerate(load):
         prompt = [family * 10] * shared + [100 + order] * own
-        run.scheduler.submit(sequence(order, prompt, answer, priority))
+        run.scheduler.submit(sequence(order, prompt, answer, priority, client))
         for _ in range(pause):
             run.step()
     run.run()
@@ -208,6 +238,137 @@ def test_an_interactive_request_takes_the_row_of_a_batch_request() -> None:
     for _ in range(6):
         run.step()
     assert run.finished == [9]
+
+
+def test_one_client_s_request_does_not_wait_behind_another_s_sixty() -> None:
+    run = simulation(max_rows=4)
+    for order in range(60):
+        run.scheduler.submit(sequence(order, [order] * 4, 10 + order, client=1))
+    for _ in range(5):
+        run.step()
+    run.scheduler.submit(sequence(99, [99] * 4, 3, client=2))
+    admitted: list[int] = []
+    while not admitted:
+        admitted = [s.id for s, _ in run.step().admitted]
+    assert admitted[0] == 99
+
+
+@settings(deadline=None, max_examples=60)
+@given(requests, st.sampled_from([1, 3, 63]))
+def test_who_is_admitted_has_the_fewest_running_of_those_as_urgent(
+    load: list[Request], max_rows: int
+) -> None:
+    """Where nothing is shared, so that nobody waits for a prefix, and the cells are enough."""
+    run = simulation(max_rows=max_rows)
+    for order, (*_, answer, priority, pause, client) in enumerate(load):
+        run.scheduler.submit(sequence(order, [100 + order] * 20, answer, priority, client))
+        for _ in range(pause):
+            running, waiting = list(run.scheduler.active), list(run.scheduler.waiting)
+            for admitted, _ in run.step().admitted:
+                running = [s for s in running if s.slot or s in run.finished]
+                shares = Counter(s.client for s in running)
+                as_urgent = [s for s in waiting if s.priority == admitted.priority]
+                assert shares[admitted.client] == min(shares[s.client] for s in as_urgent)
+                waiting.remove(admitted)
+                running.append(admitted)
+    run.run()
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3)), max_size=40), st.lists(st.integers(0, 3)))
+def test_turns_keep_a_client_s_order_and_share_evenly(
+    asked: list[tuple[int, int]], running: list[int]
+) -> None:
+    waiting = [sequence(order, [1], 5, *request) for order, request in enumerate(asked)]
+    waiting.sort(key=lambda s: s.urgency)
+    turns = in_turn(waiting, [sequence(100, [1], client=client) for client in running])
+    assert sorted(turns, key=id) == sorted(waiting, key=id)
+    assert [s.priority for s in turns] == sorted(s.priority for s in turns)
+    shares = Counter(running)
+    for index, s in enumerate(turns):
+        rest = [other for other in turns[index:] if other.priority == s.priority]
+        assert (shares[s.client], s.order) == min((shares[o.client], o.order) for o in rest)
+        shares[s.client] += 1
+
+
+def test_the_client_with_most_running_yields_first_when_cells_run_out() -> None:
+    run = simulation(max_cells=2000)
+    for order in range(4):
+        run.scheduler.submit(sequence(order, [order] * 50, 700, client=1))
+    run.scheduler.submit(sequence(9, [9] * 50, 700, client=2))
+    run.run()
+    admissions = [s.id for plan in run.plans for s, _ in plan.admitted]
+    assert len(admissions) > 5
+    assert admissions.count(9) == 1
+
+
+@pytest.mark.parametrize("space", [Pool(4096, 8, 16), Streams(4, 512)], ids=["pool", "streams"])
+def test_a_paused_sequence_has_no_row_and_goes_on_without_prefill(space: Space) -> None:
+    run = simulation(space=space)
+    s, other = sequence(0, [1] * 50, 40), sequence(1, [2] * 50, 60)
+    for each in (s, other):
+        run.scheduler.submit(each)
+    while other.n_missing > 1 or len(other.tokens) < 60:
+        run.step()
+    run.scheduler.pause(s)
+    for _ in range(10):
+        assert [chunk.sequence for chunk in run.step().chunks] == [other]
+    run.scheduler.resume(s)
+    run.run()
+    assert run.finished == [0, 1]
+    assert run.prompt_tokens == 100
+
+
+def test_a_paused_sequence_gives_its_cells_to_who_needs_them_and_starts_again() -> None:
+    run = simulation(max_cells=600)
+    s = sequence(0, [1] * 200, 40)
+    run.scheduler.submit(s)
+    while len(s.tokens) < 210:
+        run.step()
+    run.scheduler.pause(s)
+    run.scheduler.submit(sequence(1, [2] * 450, 20))
+    while not run.finished:
+        run.step()
+    prompt_tokens = run.prompt_tokens
+    run.scheduler.resume(s)
+    run.run()
+    assert run.finished == [1, 0]
+    assert run.prompt_tokens - prompt_tokens >= 200
+
+
+def test_a_newcomer_shares_a_paused_sequence_s_beginning_and_leaves_it_the_rest() -> None:
+    run = simulation()
+    run.scheduler.submit(sequence(2, [9] * 2000))  # the pool grows
+    run.run()
+    s = sequence(0, [*range(300), *[1] * 300], 40)
+    run.scheduler.submit(s)
+    while s.n_missing > 1:
+        run.step()
+    run.scheduler.pause(s)
+    before = run.prompt_tokens
+    run.scheduler.submit(sequence(1, [*range(300), *[2] * 50], 5))
+    run.run_until(1)
+    run.scheduler.resume(s)
+    run.run()
+    assert run.prompt_tokens - before <= 51
+
+
+def test_with_all_paused_there_is_nothing_to_do() -> None:
+    run = simulation()
+    sequences = [sequence(order, [order] * 20, 40) for order in range(3)]
+    for s in sequences:
+        run.scheduler.submit(s)
+    for _ in range(3):
+        run.step()
+    for s in sequences:
+        run.scheduler.pause(s)
+    plan = run.step()
+    assert (plan.chunks, plan.operations, plan.grow_to) == ([], [], None)
+    run.scheduler.remove(sequences[0])
+    for s in sequences[1:]:
+        run.scheduler.resume(s)
+    run.run()
+    assert sorted(run.finished) == [1, 2]
 
 
 def test_running_rows_get_a_token_in_every_step_while_a_long_prompt_arrives() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +28,7 @@ from checkpoint_maker import (
     make_checkpoint,
     make_tensors,
 )
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -436,6 +438,34 @@ def test_a_catalog_model_whose_weights_are_others_is_refused(
     assert not list(home.rglob("*.gguf"))
     entry = replace(entry, checkpoint_sha256=right)
     assert Registry(load()).pull("tiny").name == "tiny"
+
+
+def embedded(model: Path, *options: str) -> Any:
+    command = [sys.executable, "-m", "myllm", "embed", "-m", str(model), "--no-cache", *options]
+    done = subprocess.run(command, input=b"a c d e f g", capture_output=True, check=True, timeout=60)
+    (line,) = done.stdout.splitlines()
+    return np.array(json.loads(line)["embedding"])
+
+
+@pytest.mark.parametrize("says", [True, False, None])
+def test_vectors_have_norm_1_unless_the_checkpoint_leaves_them_raw(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: bool | None
+) -> None:
+    """llama.cpp runs a model of a few KB; `says` None is a GGUF that somebody else made, without our key."""
+    convert(checkpoint, normal := tmp_path / "normal.gguf")
+    if says is None:
+        add = GGUFWriter.add_bool
+        foreign = lambda writer, key, value: None if "normalize" in key else add(writer, key, value)  # noqa: E731
+        monkeypatch.setattr(GGUFWriter, "add_bool", foreign)
+    write("modules.json", MODULES if says else MODULES[:2])(checkpoint)
+    convert(checkpoint, model := tmp_path / "model.gguf")
+    for options in ((), ("--pool", "mean", "--window", "5")):
+        norm = np.linalg.norm(embedded(model, *options))
+        assert norm == pytest.approx(1, abs=1e-5) if says is not False else norm > 2
+    whole = embedded(model)
+    assert whole / np.linalg.norm(whole) == pytest.approx(embedded(normal), abs=1e-5)
+    cut = embedded(model, "--dimensions", "4")
+    assert cut == pytest.approx(whole[:4] / np.linalg.norm(whole[:4]), abs=1e-5)
 
 
 @pytest.mark.model

@@ -9,7 +9,8 @@ import pytest
 from myllm.errors import ContextOverflowError, UsageError
 from myllm.prompts.detect import find_template
 from myllm.prompts.prepare import Tokenizer, prepare
-from myllm.protocol import ROLES, GenRequest
+from myllm.protocol import ROLES
+from myllm.requests import GenRequest
 
 WINDOW = 200
 CHATML = find_template(None, "", "chatml")

@@ -9,7 +9,8 @@ import pytest
 
 from myllm.prompts.chat_template import ChatTemplate
 from myllm.prompts.prepare import prepare
-from myllm.protocol import ROLES, GenRequest
+from myllm.protocol import ROLES
+from myllm.requests import GenRequest
 
 pytestmark = pytest.mark.model
 

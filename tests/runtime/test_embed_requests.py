@@ -148,6 +148,25 @@ def test_cancelling_ends_an_embedding_and_keeps_nothing(client: Client, fake_mod
     assert (again["cached"], done["id"]) == (False, 2)
 
 
+@pytest.mark.parametrize("reason", ["cancelled", "deadline"])
+def test_a_request_that_ends_before_a_worker_has_it_says_the_same_as_others(
+    client: Client, fake_model: FakeModel, reason: str
+) -> None:
+    whole = embed(client, fake_model("other"), ["a"])[-1]
+    request = {"op": "embed", "id": 1, "model": str(fake_model(load_ms=5000)), "texts": ["a"]}
+    client.send(request | ({"deadline_ms": 200} if reason == "deadline" else {}))
+    events = client.events()
+    if reason == "cancelled":
+        next(events)  # it loads
+        client.send({"op": "cancel", "id": 1})
+    *_, early = until_done(events)
+    assert early.keys() - {"id", "finish_reason"} == whole.keys()
+    assert early["finish_reason"] == reason
+    assert (early["dimensions"], early["usage"]) == (0, {"prompt_tokens": 0, "cached_texts": 0})
+    assert early["timings"].keys() == whole["timings"].keys()
+    assert early["timings"]["load_ms"] > 0
+
+
 def test_cancelling_while_the_model_loads_ends_it(client: Client, fake_model: FakeModel) -> None:
     client.send({"op": "embed", "id": 1, "model": str(fake_model(load_ms=5000)), "texts": ["a"]})
     events = client.events()

@@ -382,6 +382,17 @@ def test_a_claim_is_not_inherited_by_a_program_that_is_started(
         child.communicate(b"\n")
 
 
+def test_a_killed_daemons_socket_may_answer_a_little_longer(path: str, owned: Callable[[str], Claim]) -> None:
+    private(path)
+    with bound(path) as dying, ExitStack() as stack:
+        dying.listen()
+        death = threading.Timer(0.1, dying.close)
+        death.start()
+        stack.callback(death.join)
+        stack.enter_context(owned(path).listen())
+        dialled(path).close()
+
+
 # ── planted objects ─────────────────────────────────────────────────────────────────────────
 
 
@@ -615,7 +626,7 @@ while wins < 20:
         if wins % 2:
             claimed.release()
         else:
-            os.close(claimed._lock)  # as if it had been killed: its socket stays
+            os.close(claimed._lock)  # as when it is killed: its socket stays, and answers a little longer
 """
 
 

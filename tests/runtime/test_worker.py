@@ -169,6 +169,26 @@ def test_a_request_cancelled_before_the_engine_has_it_ends_once(peer: Peer, fake
     assert (answered["id"], answered["full_text"]) == (2, "a b")
 
 
+def test_a_request_paused_before_the_engine_has_it_begins_when_it_is_resumed(
+    peer: Peer, fake_model: FakeModel
+) -> None:
+    peer.send({"op": "load", "path": str(fake_model(load_ms=300)), "name": "fake", "options": {}})
+    peer.send(
+        {"op": "gen", "id": 1, "prompt": "a b", "raw": True},
+        {"op": "embed", "id": 2, "texts": ["a b"]},
+        {"op": "gen", "id": 3, "prompt": "c d", "raw": True},
+        *({"op": "pause", "id": number} for number in (1, 2, 77)),
+    )
+    assert "window" in peer.done()
+    assert peer.done()["id"] == 3
+    peer.send({"op": "status"})
+    assert peer.done()["status"]["paused"] == 2
+    peer.send({"op": "resume", "id": 1})
+    assert peer.done()["full_text"] == "a b"
+    peer.send({"op": "resume", "id": 2})
+    assert peer.done()["dimensions"] == 8
+
+
 def children(pid: int) -> list[str]:
     """The processes that one has started."""
     found = []
@@ -208,6 +228,9 @@ def test_an_embedding_cancelled_before_the_engine_has_it_ends_once(peer: Peer, f
     peer.send({"op": "cancel", "id": 1})
     cancelled, loaded, vector, ended = peer.done(), peer.done(), peer.event(), peer.event()
     assert (cancelled["id"], cancelled["finish_reason"]) == (1, "cancelled")
+    assert cancelled.keys() - {"finish_reason"} == ended.keys()
+    assert cancelled["timings"].keys() == ended["timings"].keys()
+    assert (cancelled["dimensions"], cancelled["usage"]["prompt_tokens"]) == (0, 0)
     assert "window" in loaded
     assert (vector["id"], vector["item"]) == (2, 0)
     assert (ended["id"], ended["done"]) == (2, True)

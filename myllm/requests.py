@@ -1,0 +1,261 @@
+"""Requests, checked field by field: a wire message in, what an engine is asked out.
+
+A leaf. Owns what a request may hold and what is wrong with it. Must not know who asks or answers. Apart
+from `protocol.py`, as a warm command only passes requests on, and making these classes takes it 3 ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from myllm.errors import UsageError
+from myllm.protocol import (
+    EMBED_OVERFLOW,
+    KV_TYPES,
+    MAX_SEED,
+    MAX_TEXTS,
+    OVERFLOW,
+    POOLS,
+    PURPOSES,
+    ROLES,
+    SAMPLING,
+    Message,
+    Parameter,
+    checked_number,
+)
+
+
+@dataclass(eq=False, repr=False)
+class GenRequest:
+    """One generation. Exactly one of `prompt` and `messages` is given; None means "the default".
+
+    `messages` hold `role` and `content` strings. `sampling` holds only what the caller set, by the
+    names in `SAMPLING`. `logit_bias` maps a token id, or a text that is one token, to a bias in
+    nats (-inf bans it). `deadline_ms` counts from the request's arrival. `priority` 0 is
+    interactive, higher is more patient (batch). `client` is the Runtime's number of the connection:
+    clients share the engine evenly, whatever each has waiting. Without `stream` there are no token
+    events, and log-probabilities come in the done event.
+    """
+
+    id: int | None = None
+    prompt: str | None = None
+    messages: list[dict[str, str]] | None = None
+    system: str | None = None
+    raw: bool = False
+    template: str | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: list[str] = field(default_factory=list)
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    on_overflow: str = "error"
+    deadline_ms: float | None = None
+    priority: int = 0
+    client: int = 0
+    stream: bool = True
+    sampling: dict[str, float] = field(default_factory=dict)
+    logit_bias: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, message: Message) -> GenRequest:
+        """Checks a wire message field by field. Raises UsageError naming the first bad one.
+
+        Keys that belong to the Runtime (`op`, `model`, `options`, …) are passed over.
+        """
+        request = cls()
+        for name, check in _CHECKS.items():
+            if message.get(name) is not None:
+                setattr(request, name, check(name, message[name]))
+        for name, parameter in SAMPLING.items():
+            if message.get(name) is not None:
+                request.sampling[name] = checked_number(name, message[name], parameter)
+        if (request.prompt is None) == (request.messages is None):
+            raise UsageError("request: give either prompt or messages")
+        if request.raw and request.messages is not None:
+            raise UsageError("request: raw goes with prompt, not with messages")
+        return request
+
+    def conversation(self) -> list[dict[str, str]]:
+        """The messages to render: `system` first where given, and a bare prompt as one user message."""
+        messages = self.messages or [{"role": "user", "content": self.prompt or ""}]
+        return [{"role": "system", "content": self.system}, *messages] if self.system else messages
+
+
+@dataclass(eq=False, repr=False)
+class EmbedRequest:
+    """Texts to turn into vectors; None means "the model's own".
+
+    `window` is the most tokens of a text that one vector stands for, the model's own tokens around it
+    included; a longer text is cut into windows that share `overlap` tokens, each an `item` event with
+    `chunk` 0, 1, …, or is refused where `on_overflow` is `error`. `pool` `mean` gives one vector a
+    text: the mean of its windows' vectors, weighted by their tokens. `purpose` puts the prefix in
+    front that the model wants for a query or a document. Without `cache` nothing is looked up or kept.
+    `priority` and `client` are as in GenRequest.
+
+    Events, in any order of items:
+    `{"item":0,"chunk":0,"start":0,"end":812,"tokens":201,"embedding":"<base64>","cached":false}`
+    with `item` an index into `texts`, `start` and `end` in characters of the text, `embedding` float32
+    little-endian of norm 1; `{"item":1,"error":{…}}` for a text that has none; then a done event.
+    """
+
+    id: int | None = None
+    texts: list[str] = field(default_factory=list)
+    window: int | None = None
+    overlap: int = 0
+    pool: str = "none"
+    purpose: str | None = None
+    on_overflow: str = "split"
+    cache: bool = True
+    deadline_ms: float | None = None
+    priority: int = 0
+    client: int = 0
+
+    @classmethod
+    def parse(cls, message: Message) -> EmbedRequest:
+        """Checks a wire message field by field. Raises UsageError naming the first bad one."""
+        request = cls()
+        for name, check in _EMBED_CHECKS.items():
+            if message.get(name) is not None:
+                setattr(request, name, check(name, message[name]))
+        if not request.texts:
+            raise UsageError("texts: expected a list of strings")
+        if request.window is not None and request.overlap >= request.window:
+            raise UsageError(f"overlap: {request.overlap} tokens, and the window holds {request.window}")
+        return request
+
+
+def _integer(low: int, high: int) -> Any:
+    parameter = Parameter(int, low, high, low)
+    return lambda name, value: int(checked_number(name, value, parameter))
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{name}: expected a string, not {value!r:.80}")
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}: expected true or false, not {value!r:.80}")
+    return value
+
+
+def _one_of(choices: tuple[str, ...]) -> Any:
+    def check(name: str, value: Any) -> str:
+        if value not in choices:
+            raise UsageError(f"{name}: expected one of {', '.join(choices)}, not {value!r:.80}")
+        return str(value)
+
+    return check
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_TEXTS:
+        raise UsageError(f"{name}: expected a list of 1 to {MAX_TEXTS} strings")
+    return [_text(f"{name}[{index}]", text) for index, text in enumerate(value)]
+
+
+def _stop(name: str, value: Any) -> list[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or len(texts) > 64 or not all(isinstance(t, str) for t in texts):
+        raise UsageError(f"{name}: expected at most 64 strings")
+    if not all(0 < len(text) <= 1024 for text in texts):
+        raise UsageError(f"{name}: a stop string has 1 to 1024 characters")
+    return texts
+
+
+def _messages(name: str, value: Any) -> list[dict[str, str]]:
+    if not isinstance(value, list) or not value:
+        raise UsageError(f"{name}: expected a list of messages")
+    for index, message in enumerate(value):
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise UsageError(f"{name}[{index}]: expected a role, one of {', '.join(ROLES)}")
+        if not isinstance(message.get("content"), str):
+            raise UsageError(f"{name}[{index}]: expected content, a string")
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _logit_bias(name: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, dict) or len(value) > 1024:
+        raise UsageError(f"{name}: expected an object of at most 1024 biases")
+    parameter = Parameter(float, -1e9, 1e9, 0)
+    return {str(token): checked_number(f"{name}[{token}]", bias, parameter) for token, bias in value.items()}
+
+
+_DEADLINE: Final = Parameter(float, 0, 1e12, 0)
+_CHECKS: Final[Mapping[str, Any]] = {
+    "id": _integer(0, 2**53),
+    "prompt": _text,
+    "messages": _messages,
+    "system": _text,
+    "raw": _flag,
+    "template": _text,
+    "max_tokens": _integer(0, 2**31 - 1),
+    "seed": _integer(0, MAX_SEED),
+    "stop": _stop,
+    "ignore_eos": _flag,
+    "logprobs": _integer(0, 20),
+    "on_overflow": _one_of(OVERFLOW),
+    "deadline_ms": lambda name, value: checked_number(name, value, _DEADLINE),
+    "priority": _integer(0, 19),
+    "client": _integer(0, 2**53),
+    "stream": _flag,
+    "logit_bias": _logit_bias,
+}
+
+_EMBED_CHECKS: Final[Mapping[str, Any]] = {
+    "id": _CHECKS["id"],
+    "texts": _texts,
+    "window": _integer(1, 2**24),
+    "overlap": _integer(0, 2**24),
+    "pool": _one_of(POOLS),
+    "purpose": _one_of(PURPOSES),
+    "on_overflow": _one_of(EMBED_OVERFLOW),
+    "cache": _flag,
+    "deadline_ms": _CHECKS["deadline_ms"],
+    "priority": _CHECKS["priority"],
+    "client": _CHECKS["client"],
+}
+
+
+class LoadOptions(NamedTuple):
+    """How a model is loaded; None leaves the choice to the engine, which sizes by need.
+
+    `context` is the window in tokens, `parallel` the most sequences at once, `threads` CPU
+    threads, `gpu_layers` how many layers go to a GPU (-1: all).
+    """
+
+    context: int | None = None
+    parallel: int | None = None
+    kv_type: str | None = None
+    flash_attn: str | None = None
+    threads: int | None = None
+    gpu_layers: int | None = None
+
+    @classmethod
+    def parse(cls, value: Any) -> LoadOptions:
+        """Checks the `options` object of a request or of `[model.NAME]`. Raises UsageError."""
+        if not isinstance(value, dict):
+            raise UsageError("options: expected an object")
+        if unknown := sorted(set(value) - set(cls._fields)):
+            known = ", ".join(sorted(cls._fields))
+            raise UsageError(f"options: unknown {', '.join(map(repr, unknown))}; known: {known}")
+        ranges = {"context": (1, 2**24), "parallel": (1, 256), "threads": (1, 1024), "gpu_layers": (-1, 9999)}
+        checked: dict[str, Any] = {
+            name: _integer(*limits)(name, value[name])
+            for name, limits in ranges.items()
+            if value.get(name) is not None
+        }
+        for name, choices in (("kv_type", KV_TYPES), ("flash_attn", ("auto", "off"))):
+            if value.get(name) is not None:
+                if value[name] not in choices:
+                    raise UsageError(f"{name}: expected one of {', '.join(choices)}, not {value[name]!r:.80}")
+                checked[name] = value[name]
+        return cls(**checked)
+
+    def to_wire(self) -> dict[str, Any]:
+        """The options that were given, as the `options` object of a request."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
