@@ -18,7 +18,6 @@ from myllm.cli.loaded import loaded_jsonl, loaded_line, loaded_table
 from myllm.cli.progress import Progress
 from myllm.errors import MyllmError, UsageError, from_wire
 from myllm.protocol import Message, parse
-from myllm.requests import LoadOptions
 
 if TYPE_CHECKING:
     from myllm.runtime.client import Client
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 NOBODY: Final = "no daemon runs; `myllm load MODEL` starts one"
 ACTIONS: Final = ("list", "unload", "stop")
-FOR_LOADING: Final = ("keep_alive", "pin", *LoadOptions._fields)
+FOR_LOADING: Final = ("keep_alive", "pin", *options.LOADING)
 """Options that say how a model is loaded and kept."""
 EPILOG: Final = """\b
 Examples:
