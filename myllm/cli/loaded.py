@@ -89,6 +89,6 @@ def _number(value: int | None) -> str:
 def _duration(seconds: float) -> str:
     """In the largest unit that it fills, rounded: 45s, 30m, 2h."""
     for unit, length in UNITS:
-        if seconds >= length:
+        if round(seconds) >= length:
             return f"{seconds / length:.0f}{unit}"
     return f"{seconds:.0f}s"
