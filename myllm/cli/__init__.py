@@ -16,7 +16,7 @@ from myllm.cli.console import Streams
 COMMANDS: Final[Mapping[str, str]] = {
     "embed": "Turn text into vectors.",
     "gen": "Generate text from a prompt, or from many.",
-    "load": "Keep models warm in a daemon; list and unload them.",
+    "load": "Keep models warm in a daemon.",
     "models": "List, pull, add and remove models; no word lists them.",
     "serve": "Run the daemon in the foreground.",
 }

@@ -113,7 +113,8 @@ def pull(streams: Streams, source: str, name: str | None, sha256: str | None, pr
 def add(streams: Streams, path: Path, name: str | None, copy: bool, progress: bool | None) -> None:
     """Give the model file PATH a name; it is used where it lies.
 
-    A folder with a BERT checkpoint of sentence-transformers is converted into MyLLM's store.
+    A folder with a BERT checkpoint of sentence-transformers is converted into MyLLM's store, and anew where
+    it has changed since.
     """
     registry = _registry()
     if copy:

@@ -10,6 +10,7 @@ Choices, and why:
 - A request that could share a prefix which another is still prefilling waits for it.
 - Of those that wait and are as urgent, one goes next whose client has the fewest running, so that nobody
   waits behind another's sixty.
+- An interactive request waits for no batch: it takes a batch's row and cells, at the next step.
 - When cells run out: evict idle ones, then grow the pool, then preempt one of the least urgent, of the
   client with most running the youngest, which starts again from its tokens later. Nobody fails.
 """
@@ -165,19 +166,29 @@ class Scheduler:
             length = min(length, len(sequence.tokens) - 1)
             if self._follow(sequence, length):
                 continue
-            shared = length if source and source.busy else 0
-            short = self.space.is_short(self.cache, self.active, sequence, shared)
-            grow_to = self._target_cells() if short else None
-            if grow_to is not None and grow_to <= self.cache.n_cells:
-                if self.active:
+            grow_to = None
+            if self._is_short(sequence, source, length):
+                grow_to = self._growth(sequence)
+                if not grow_to and not self._yield_cells(sequence, source, length) and self.active:
                     break
-                grow_to = None
             if not self._place(sequence, source, length):
                 break
             plan.admitted.append((sequence, sequence.n_cached))
             if grow_to:
                 return grow_to
         return None
+
+    def _is_short(self, sequence: Sequence, source: Slot | None, length: int) -> bool:
+        """Whether the sequence, with `length` tokens of `source`, asks for more cells than there are."""
+        shared = length if source and source.busy else 0
+        return self.space.is_short(self.cache, self.active, sequence, shared)
+
+    def _yield_cells(self, sequence: Sequence, source: Slot | None, length: int) -> bool:
+        """Whether less urgent ones had the cells that the sequence was short of, and gave them up."""
+        while self._yields_to(sequence):
+            if not self._is_short(sequence, source, length):
+                return True
+        return False
 
     def _place(self, sequence: Sequence, source: Slot | None, length: int) -> bool:
         """Gives the sequence a slot that starts with the first `length` tokens of `source`."""
@@ -195,13 +206,15 @@ class Scheduler:
         return True
 
     def _has_row(self, sequence: Sequence) -> bool:
-        """Whether the sequence may run now; a less urgent one gives up its row to it."""
+        """Whether the sequence may run now, if need be in the row of a less urgent one."""
         limit = self.row_limit.limit
         if not sequence.priority:
             limit = min(limit * INTERACTIVE_ROWS, self.space.max_rows)
-        if len(self.active) < limit:
-            return True
-        other = self._next_to_yield()
+        return len(self.active) < limit or self._yields_to(sequence)
+
+    def _yields_to(self, sequence: Sequence) -> bool:
+        """Preempts one that is less urgent than the sequence; False where none runs."""
+        other = self._next_to_yield() if self.active else sequence
         if other.priority <= sequence.priority:
             return False
         self._preempt(other)
@@ -236,24 +249,26 @@ class Scheduler:
 
     def _find_cells(self) -> int | None:
         """Growing the pool where it may grow, else one sequence preempted (None)."""
-        target = self._target_cells()
-        if target > self.cache.n_cells:
-            return target
-        self._preempt(self._next_to_yield())
-        return None
+        target = self._growth()
+        if target is None:
+            self._preempt(self._next_to_yield())
+        return target
 
     def _prefill(self, rows: int) -> list[Chunk]:
         """Chunks of the sequences that lack more than one token, short ones first, within the budget."""
         room = self.space.prompt_room(rows)
-        # A pace is kept for people. Where all are a batch, whoever joins sooner makes the steps fuller.
-        patient = rows and all(s.priority for s in self.active)
+        # A pace is kept for people, also those who wait for a row. Where all are a batch, whoever joins
+        # sooner makes the steps fuller.
+        patient = rows and all(s.priority for s in self.active + self.waiting)
         budget = room if patient else self.prefill_budget.tokens(rows, room)
-        chunks = []
+        chunks: list[Chunk] = []
         prefilling = [s for s in self.active if s.n_missing > 1]
         for sequence in sorted(
             prefilling, key=lambda s: (s.priority, s.n_missing - s.waited * AGE_TOKENS, s.order)
         ):
-            wanted = min(sequence.n_missing, self.space.chunk(budget)) if budget > 0 else 0
+            wanted = min(sequence.n_missing, self.space.chunk(budget))
+            if budget <= 0 or (chunks and wanted > budget):
+                wanted = 0
             size = self.space.room(self.cache, sequence, wanted)
             if not size:
                 sequence.waited += 1
@@ -305,11 +320,11 @@ class Scheduler:
             sequence.slot, sequence.left = None, (slot, slot.used_at)
         self._leaders.pop(sequence, None)
 
-    def _target_cells(self) -> int:
-        """The size that those who should run now ask for; by a quarter more at least when it grows."""
-        rows = self.row_limit.limit
-        wanted = [s.n_cached + needed(s) for s in (self.active + self.waiting)[:rows]]
+    def _growth(self, *newcomer: Sequence) -> int | None:
+        """The size that those who should run now ask for, a quarter more at least; None where that is had."""
+        others = [s for s in self.active + self.waiting if s not in newcomer]
+        wanted = [s.n_cached + needed(s) for s in [*newcomer, *others][: self.row_limit.limit]]
         target = self.space.target(wanted)
         if target <= self.cache.n_cells:
-            return target
+            return None
         return min(max(target, self.cache.n_cells * 5 // 4), self.space.max_cells)

@@ -26,6 +26,8 @@ CELL_STEP = 256
 CROWD = 16
 """So many requests at once are worth a layout of their own."""
 CROWD_SLOTS = 64
+CROWD_CELLS = POOL // CROWD_SLOTS
+"""What each of them has."""
 CROWD_PREFIX = 64
 """A common beginning of this many tokens is worth more shared than a crowd's streams are."""
 RESTART_TOKENS = 1024
@@ -170,23 +172,28 @@ class Streams:
 
 
 class Crowd(Streams):
-    """Streams for many short requests of a batch; the pool returns when others wait and none runs."""
+    """Streams for many short requests of a batch; the pool returns when others wait and none runs, and at
+    once for somebody at a terminal who needs more than a slot.
+    """
 
-    start_rows = CROWD_SLOTS  # nobody waits at a terminal, and in streams more rows do no harm
+    start_rows = CROWD_SLOTS  # in streams more rows do no harm
 
     def __init__(self, pool: Pool) -> None:
-        super().__init__(CROWD_SLOTS, POOL // CROWD_SLOTS)
+        super().__init__(CROWD_SLOTS, CROWD_CELLS)
         self._pool = pool
 
     def successor(
         self, active: list[Sequence], waiting: list[Sequence], paused: list[Sequence]
     ) -> Space | None:
-        return self._pool if waiting and not active and not is_crowd(waiting) else None
+        is_urgent = any(not s.priority and needed(s) > CROWD_CELLS for s in waiting)
+        is_over = waiting and not active and not is_crowd(waiting)
+        return self._pool if is_urgent or is_over else None
 
 
 def is_crowd(sequences: list[Sequence]) -> bool:
     """Whether these are requests of a batch, all short enough for a crowd's slots, with nothing to share."""
     first, last = sequences[0], sequences[-1]
     shared = 0 if first is last else common_prefix(first.tokens, last.tokens)
-    most = POOL // CROWD_SLOTS
-    return shared < CROWD_PREFIX and all(s.priority and s.n_cached + needed(s) <= most for s in sequences)
+    return shared < CROWD_PREFIX and all(
+        s.priority and s.n_cached + needed(s) <= CROWD_CELLS for s in sequences
+    )

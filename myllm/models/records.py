@@ -26,13 +26,15 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One known model. `files` are absolute paths, the parts of a split model in order."""
+    """One known model. `files` are absolute paths, the parts of a split model in order; `state` is that of
+    its source when they were made."""
 
     name: str
     source: str
     files: tuple[str, ...]
     sha256: str | None = None
     aliases: tuple[str, ...] = field(default=())
+    state: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -152,4 +154,5 @@ def _record(name: str, fields: dict[str, Any]) -> Record:
     files = tuple(str(file) for file in fields["files"])
     if not files:
         raise KeyError("files")
-    return Record(name, str(fields["source"]), files, fields.get("sha256"), tuple(fields.get("aliases", ())))
+    aliases = tuple(fields.get("aliases", ()))
+    return Record(name, str(fields["source"]), files, fields.get("sha256"), aliases, fields.get("state"))

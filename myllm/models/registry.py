@@ -175,8 +175,9 @@ class Registry:
         if sha256 is not None:
             checked_digest(sha256)
         if name is not None:
-            self._check_name(name, canonical)
-        if here := self._already(canonical, name, sha256):
+            name = self._own_name(name, canonical)
+        state = where.state(place)
+        if here := self._already(canonical, name, sha256, state):
             return here
         if where.needs_network and self._settings.offline:
             raise NotFoundError(
@@ -185,7 +186,7 @@ class Registry:
             )
         wait = on_wait or (lambda: progress(0, None))
         with self._store.staging(canonical, wait, resumes=where.resumes) as staging:
-            if here := self._already(canonical, name, sha256):
+            if here := self._already(canonical, name, sha256, state):
                 return here
             fetched = where.fetch(place, staging, progress)
             if fetched.sha256 is None and (sha256 is not None or staging.holds(fetched.files[0])):
@@ -196,12 +197,12 @@ class Registry:
                     f"{source}: the SHA-256 of its weights is {fetched.checkpoint_sha256 or 'unknown'} and "
                     f"should be {entry.checkpoint_sha256}; it was deleted, as it is not what was asked for"
                 )
-            name = name or self._free_name(fetched.name, canonical)
+            before = self._records.find_source(canonical)
+            name = name or (before.name if before else self._free_name(fetched.name, canonical))
             files: Sequence[Path] = fetched.files
             if fetched.sha256 is not None and staging.holds(files[0]):
                 files = self._store.install(files, fetched.sha256)
-            record = Record(name, canonical, tuple(map(str, files)), fetched.sha256)
-            return _model(self._records.add(record))
+            return self._record(Record(name, canonical, tuple(map(str, files)), fetched.sha256, state=state))
 
     def add(self, path: Path, name: str | None = None) -> Model:
         """Records a file of the user's, used where it lies, or what a folder's checkpoint is converted to.
@@ -278,21 +279,36 @@ class Registry:
             )
         return found
 
-    def _already(self, source: str, name: str | None, sha256: str | None) -> Model | None:
-        """The model from `source` where it is here whole, under `name` from now on."""
-        record = self._records.find_source(source)
-        if record is None or (sha256 is not None and record.sha256 != sha256):
+    def _already(self, source: str, name: str | None, sha256: str | None, state: str | None) -> Model | None:
+        """The model from `source` in `state` where it is here whole, under `name` from now on."""
+        here = [
+            record
+            for record in self._records.read().values()
+            if (record.source, record.state) == (source, state)
+            and sha256 in (None, record.sha256)
+            and all(Path(file).is_file() for file in record.files)
+        ]
+        if not here:
             return None
-        if not all(Path(file).is_file() for file in record.files):
-            return None
-        if name is None or name in record.names:
-            return _model(record)
-        if (named := self._records.find(name)) is not None and named.source == source:
-            return _model(named)
-        return _model(self._records.add(Record(name, source, record.files, record.sha256)))
+        if name is None:
+            return _model(here[0])
+        named = next((record for record in here if record.name == name), None)
+        return _model(named) if named else self._record(replace(here[0], name=name, aliases=()))
 
-    def _check_name(self, name: str, source: str) -> None:
-        """Refuses, before anything is downloaded, a name that is bad or another model's."""
+    def _record(self, record: Record) -> Model:
+        """Records a model. Files of one that had its name go, where they are the store's and no other's."""
+        before = self._records.read().get(record.name)
+        model = _model(self._records.add(record))
+        if before is not None:
+            needed = {file for other in self._records.read().values() for file in other.files}
+            unneeded = [Path(file) for file in before.files if file not in needed]
+            self._store.remove([file for file in unneeded if self._store.owns(file)])
+        return model
+
+    def _own_name(self, name: str, source: str) -> str:
+        """The name to record a model by: `name`, or what it is an alias of. Refuses, before anything is
+        downloaded, one that is bad or another model's.
+        """
         from myllm.models.catalog import catalog
 
         entry = catalog().get(checked_name(name))
@@ -303,6 +319,7 @@ class Registry:
             raise CannotCreateError(
                 f"{name}: the name of a model from {record.source}; give another with --name"
             )
+        return record.name if record is not None else name
 
     def _free_name(self, wanted: str, source: str) -> str:
         """The name a source proposes, with a number where another model has it already."""

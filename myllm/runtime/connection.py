@@ -7,6 +7,8 @@ pair, a socketpair as well as a Unix socket.
 from __future__ import annotations
 
 import asyncio
+import select
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +28,8 @@ HIGH_WATER: Final = 1024 * 1024
 LOW_WATER: Final = 64 * 1024
 PATIENCE: Final = 600.0
 """Seconds that a client may leave what waits for it unread: `gen | less`."""
+LOOK: Final = 0.2
+"""Seconds between two looks whether a client that waits for a place is still there."""
 _numbers: Final = count(1)
 
 
@@ -128,11 +132,28 @@ class Connection:
             raise UsageError("request: its id is that of another in flight; ids must be unique")
         if self._calls and (request_id is None or None in self._calls):
             raise UsageError("request: one without id must be alone on its connection")
+        await self._while_there(self._reading)
         if request_id is not None:
-            await self._room()
+            await self._while_there(self._room)
         call = self._calls[request_id] = Call(request_id, self.write, self._forget, self._number)
         call.paused = self._stalled is not None
         self._runtime.start(message, call)
+
+    async def _while_there(self, wait: Callable[[], Awaitable[None]]) -> None:
+        """Waits for what may be waited for more than once. Raises ConnectionResetError where the client
+        goes: nothing is read meanwhile, so nobody else would notice.
+        """
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK):
+                    return await wait()
+            if self._writer.is_closing() or _has_hung_up(self._writer.get_extra_info("socket").fileno()):
+                raise ConnectionResetError
+
+    async def _reading(self) -> None:
+        """Waits until the client reads what it has got already."""
+        while self._stalled:
+            await asyncio.wait({self._stalled})
 
     async def _room(self) -> None:
         """Waits until one of many requests may start: a connection that has many is never refused."""
@@ -144,6 +165,12 @@ class Connection:
     def _forget(self, call: Call) -> None:
         del self._calls[call.id]
         self._ended.set()
+
+
+def _has_hung_up(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, 0)  # a hang-up is told unasked
+    return bool(poll.poll(0))
 
 
 def _checked_id(value: Any) -> int | None:

@@ -140,6 +140,7 @@ class Daemon:
 
     async def _part(self) -> None:
         """Closes all connections, after what is still to be read from them."""
+        await asyncio.sleep(0)  # what was said in this round of the loop is written in the next
         clients = list(self._clients)
         for writer in clients:
             writer.close()

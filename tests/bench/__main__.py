@@ -42,6 +42,7 @@ elsewhere the command.
 def main() -> int:
     """Runs the sections asked for; 2 where the peers are not there."""
     arguments = _parsed()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has its bytecode
     with tempfile.TemporaryDirectory(prefix="myllm-bench-") as work:
         peers = Peers(Path(arguments.peers).absolute(), Path(work))
         sizes = TINY if arguments.tiny else FULL

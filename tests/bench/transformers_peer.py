@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from tests.bench.peers import PeersMissingError
 
@@ -22,19 +22,16 @@ SCRIPT: Final = Path(__file__).with_name("transformers_script.py")
 
 
 class Transformers:
-    """A process that has loaded the model."""
+    """A process that has loaded the model, by its standard streams."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, stdin: IO[str], stdout: IO[str]) -> None:
+        self._stdin, self._stdout = stdin, stdout
 
     def rate(self, texts: list[str], batch_size: int) -> float:
         """Texts a second, by the process's own clock. Raises RuntimeError."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            raise ValueError("the process has no pipes")
-        stdin.write(json.dumps({"texts": texts, "batch_size": batch_size}) + "\n")
-        stdin.flush()
-        line = stdout.readline()
+        self._stdin.write(json.dumps({"texts": texts, "batch_size": batch_size}) + "\n")
+        self._stdin.flush()
+        line = self._stdout.readline()
         if not line:
             raise RuntimeError("sentence-transformers: it ended; what it said is above")
         answer = json.loads(line)
@@ -57,7 +54,9 @@ def encoding(environment: Path, work: Path, threads: int) -> Iterator[Transforme
         env={**os.environ, **settings},
     )
     try:
-        yield Transformers(process)
+        if process.stdin is None or process.stdout is None or not process.stdout.readline():
+            raise PeersMissingError(f"{python}: it ended at once; pip install sentence-transformers there")
+        yield Transformers(process.stdin, process.stdout)
     finally:
         process.kill()
         process.communicate()

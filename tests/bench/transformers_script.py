@@ -1,6 +1,7 @@
 """sentence-transformers, kept alive: run by its own Python, with a checkpoint's folder and how many threads.
 
-A line on stdin is a command, `{"texts":[…],"batch_size":32}`; its answer: `{"seconds":1.5,"vectors":1000}`.
+Prints `ready`; then a line on stdin is a command, `{"texts":[…],"batch_size":32}`, and its answer is
+`{"seconds":1.5,"vectors":1000}`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ def main() -> None:
     folder, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     model = SentenceTransformer(folder, device="cpu")
+    print("ready", flush=True)
     for line in sys.stdin:
         command = json.loads(line)
         started = time.monotonic()

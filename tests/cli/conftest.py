@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,11 @@ Run = Callable[..., Ended]
 def run() -> Run:
     """Runs `myllm` with arguments; `stdin` is bytes, or None for no input at all (/dev/null)."""
 
-    def start(*arguments: object, stdin: bytes | None = None, **options: Any) -> Ended:
-        command = [*MYLLM, *map(str, arguments)]
+    def start(
+        *arguments: object, stdin: bytes | None = None, under: Sequence[str] = (), **options: Any
+    ) -> Ended:
+        """`under` is a command that runs the one after it."""
+        command = [*under, *MYLLM, *map(str, arguments)]
         given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60, **given, **options}
         return Ended(subprocess.run(command, check=False, **options))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +25,7 @@ from myllm.cli.embedding import Run
 from myllm.cli.progress import Progress
 from myllm.cli.similar import Nearest
 from myllm.errors import ContextOverflowError, MyllmError, NotFoundError, UnavailableError
+from myllm.paths import cache_dir
 from myllm.protocol import MessageReader, encode, hello
 from myllm.requests import EmbedRequest
 from myllm.runtime.client import Client
@@ -429,3 +433,45 @@ def test_progress_of_what_has_no_size_goes_by_texts(
     embed(tmp_path / "file", pipe)
     writer.join()
     assert advances[-1] == (2, 8, None)
+
+
+def on_a_small_disk(folder: Path, n_bytes: int) -> list[str]:
+    """A command that runs another with `folder` on a disk of `n_bytes`; where namespaces are not to be had,
+    with that limit on every file it writes, which is a write error, too."""
+    mount = 'mount -t tmpfs -o mode=0700,size="$1" tmpfs "$0" && shift && exec "$@"'
+    small = ["unshare", "-Urm", "sh", "-c", mount, str(folder), str(n_bytes)]
+    with suppress(OSError, subprocess.CalledProcessError):
+        subprocess.run([*small, "true"], check=True, capture_output=True)
+        return small
+    return with_small_files(folder, n_bytes)
+
+
+def with_small_files(folder: Path, n_bytes: int) -> list[str]:
+    limit = (
+        "import os, resource, sys; n = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n)); "
+        "os.execv(sys.argv[2], sys.argv[2:])"
+    )
+    return [sys.executable, "-c", limit, str(n_bytes)]
+
+
+@pytest.mark.parametrize("limited", [on_a_small_disk, with_small_files])
+@pytest.mark.parametrize("n_bytes", [4096, 65_536, 262_144], ids=["empty", "begun", "half written"])
+def test_vectors_come_out_where_the_disk_is_too_full_to_keep_them(
+    run: RunCommand,
+    fake_model: Callable[..., Path],
+    limited: Callable[[Path, int], list[str]],
+    n_bytes: int,
+) -> None:
+    (folder := cache_dir()).mkdir(mode=0o700, parents=True)
+    lines = b"".join(b"line %d\n" % number for number in range(400))
+    ended = run(
+        *("embed", "-m", fake_model(dimensions=384), "--input", "lines", "--format", "base64"),
+        stdin=lines,
+        under=limited(folder, n_bytes),
+    )
+    assert ended.status == 0
+    assert [record["index"] for record in ended.lines if "embedding" in record] == list(range(400))
+    (note,) = ended.err.splitlines()
+    assert re.search(
+        r"embedding cache: .* (full|I/O error); (going on without it|nothing more is kept)", note
+    )

@@ -417,6 +417,92 @@ def test_a_crowd_takes_its_prompts_in_at_once_and_then_decodes_in_full_steps() -
     assert (steps[-1].rows, steps[-1].prompt_tokens) == (64, 0)
 
 
+def crowd() -> tuple[Simulation, list[Sequence]]:
+    """A crowd in all of its rows, and more of it waiting."""
+    run = simulation(max_cells=16384)
+    members = [sequence(order, [order] * 40, 40, priority=1) for order in range(80)]
+    for member in members:
+        run.scheduler.submit(member)
+    while len(run.scheduler.active) < 64 or any(s.n_missing > 1 for s in run.scheduler.active):
+        run.step()
+    assert isinstance(run.scheduler.space, Crowd)
+    return run, members
+
+
+@pytest.mark.parametrize(("prompt", "answer", "layout"), [(30, 50, Crowd), (30, 400, Pool), (1000, 5, Pool)])
+def test_an_interactive_request_does_not_wait_for_a_crowd_to_drain(
+    prompt: int, answer: int, layout: type[Space]
+) -> None:
+    run, members = crowd()
+    newcomer = sequence(999, [999] * prompt, answer)
+    run.scheduler.submit(newcomer)
+    finished = len(run.finished)
+    plan = run.step()
+    assert newcomer in [s for s, _ in plan.admitted]
+    assert isinstance(run.scheduler.space, layout)
+    while len(newcomer.tokens) < prompt + 2:
+        run.step()
+    assert len(run.finished) == finished
+    run.run()
+    for member in members:  # nothing is lost, and nothing said again
+        assert member.tokens == [member.id] * 40 + [ANSWER + position for position in range(40, 80)]
+
+
+def test_a_paused_request_at_a_terminal_does_not_disturb_a_crowd_until_it_is_resumed() -> None:
+    run, _ = crowd()
+    reader = sequence(999, [999] * 30, 2000)
+    run.scheduler.submit(reader)
+    run.scheduler.pause(reader)
+    for _ in range(5):
+        run.step()
+    assert isinstance(run.scheduler.space, Crowd)
+    run.scheduler.resume(reader)
+    run.step()
+    assert reader in run.scheduler.active
+
+
+@pytest.mark.parametrize("max_rows", [4, 63], ids=["rows", "cells"])
+def test_an_interactive_request_takes_what_it_needs_of_a_batch_at_the_next_step(max_rows: int) -> None:
+    run = simulation(max_cells=2048, max_rows=max_rows)
+    for order in range(20):
+        run.scheduler.submit(sequence(order, [order] * 300, 400, priority=1))
+    while len(run.scheduler.active) < 2 or any(s.n_missing > 1 for s in run.scheduler.active):
+        run.step()
+    urgent = sequence(99, [99] * 500, 600)
+    run.scheduler.submit(urgent)
+    while urgent not in run.scheduler.active:
+        assert run.step().grow_to or urgent in run.scheduler.active
+    run.run_until(99)
+    run.run()
+    assert sorted(run.finished) == [*range(20), 99]
+
+
+def test_while_the_pool_can_grow_an_interactive_request_takes_no_cells_of_a_batch() -> None:
+    run = simulation()
+    batch = [sequence(order, [order] * 100, 200, priority=1) for order in range(4)]
+    for s in batch:
+        run.scheduler.submit(s)
+    run.scheduler.row_limit.limit = 4
+    while len(run.scheduler.active) < 4 or any(s.n_missing > 1 for s in run.scheduler.active):
+        run.step()
+    urgent = sequence(9, [9] * 800, 20)
+    run.scheduler.submit(urgent)
+    run.step()
+    assert set(run.scheduler.active) == {*batch, urgent}
+
+
+@pytest.mark.parametrize("n_interactive", [0, 1])
+def test_a_crowd_s_prompts_come_in_small_steps_beside_an_interactive_request(n_interactive: int) -> None:
+    run, _ = crowd()
+    for order in range(n_interactive):
+        run.scheduler.submit(sequence(900 + order, [900 + order] * 10, 200))
+    run.step()
+    for order in range(200, 240):
+        run.scheduler.submit(sequence(order, [order] * 120, 20, priority=1))
+    most = max(run.step().prompt_tokens for _ in range(60))
+    assert most > 300 if n_interactive == 0 else most <= 200
+
+
 @pytest.mark.parametrize(
     ("prompt", "answer", "priority"),
     [([7] * 20, 30, 0), ([7] * 300, 30, 1), ([7] * 20, 1000, 1), (list(range(100)), 30, 1)],
@@ -435,6 +521,19 @@ def test_running_work_is_not_thrown_away_for_a_crowd() -> None:
     run.scheduler.submit(sequence(0, [0] * 2000, 50, priority=1))
     while run.scheduler.active[:1] == [] or run.scheduler.active[0].n_missing > 1:
         run.step()
+    for order in range(1, 50):
+        run.scheduler.submit(sequence(order, [order] * 20, 30, priority=1))
+    run.step()
+    assert isinstance(run.scheduler.space, Pool)
+
+
+def test_a_paused_conversation_is_not_thrown_away_for_a_crowd() -> None:
+    run = simulation(max_cells=16384)
+    reader = sequence(0, [0] * 2000, 50)
+    run.scheduler.submit(reader)
+    while not run.scheduler.active or reader.n_missing > 1:
+        run.step()
+    run.scheduler.pause(reader)
     for order in range(1, 50):
         run.scheduler.submit(sequence(order, [order] * 20, 30, priority=1))
     run.step()

@@ -418,6 +418,52 @@ def test_a_copy_of_a_folder_is_its_conversion_and_the_folder_itself_is_no_model(
         registry.resolve(str(checkpoint))
 
 
+@pytest.mark.parametrize("changed", ["model.safetensors", "modules.json"])
+def test_a_folder_is_converted_anew_only_where_its_checkpoint_has_changed(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    conversions: list[Path] = []
+
+    def counted(folder: Path, target: Path) -> None:
+        conversions.append(folder)
+        convert(folder, target)
+
+    monkeypatch.setattr("myllm.models.sources.checkpoint.convert", counted)
+    registry = Registry(load())
+    first = registry.add(checkpoint, "mine")
+    other = registry.add(checkpoint, "other")
+    registry.alias("short", "mine")
+    (checkpoint / "README.md").write_text("no part of a model")
+    assert registry.add(checkpoint) == registry.resolve("mine")
+    assert len(conversions) == 1
+    if changed == "modules.json":
+        write(changed, MODULES[:2])(checkpoint)
+    else:
+        save_file({name: 2 * tensor for name, tensor in make_tensors().items()}, checkpoint / changed)
+    second = registry.add(checkpoint)
+    assert (second.name, second.aliases, second.path != first.path) == ("mine", ("short",), True)
+    assert registry.resolve("short").path == second.path
+    assert registry.add(checkpoint, "mine").path == second.path
+    assert len(conversions) == 2
+    assert registry.resolve("other").path == other.path  # still as it was
+    registry.alias("third", "other")
+    assert registry.add(checkpoint, "third").path == registry.resolve("other").path == second.path
+    assert len(conversions) == 2
+    assert not first.path.exists()  # nobody's any more
+
+
+def test_a_copy_is_made_anew_where_its_original_has_changed(checkpoint: Path, tmp_path: Path) -> None:
+    registry, original = Registry(load()), tmp_path / "original.gguf"
+    convert(checkpoint, original)
+    first = registry.add_copy(original)
+    assert registry.add_copy(original) == first
+    original.unlink()
+    write("modules.json", MODULES[:2])(checkpoint)
+    convert(checkpoint, original)
+    assert registry.add_copy(original).path.read_bytes() == original.read_bytes()
+    assert not first.path.exists()
+
+
 def test_a_refused_folder_leaves_nothing(checkpoint: Path, home: Path) -> None:
     truncate(checkpoint)
     with pytest.raises(BadDataError):

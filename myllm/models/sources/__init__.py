@@ -47,6 +47,12 @@ class Source(Protocol):
     def check(self, place: str) -> str:
         """The place in its canonical spelling. Raises UsageError where it cannot be one."""
 
+    def state(self, place: str) -> str | None:
+        """What tells apart the contents of a place that may change: another state is fetched anew.
+
+        None where what was fetched once is good for ever, or is used where it lies.
+        """
+
     def fetch(self, place: str, staging: Staging, progress: Progress) -> Fetched:
         """Gets the bytes; blocks. `place` has been checked.
 

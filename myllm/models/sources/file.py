@@ -7,9 +7,13 @@ is the registry's choice (`Registry.add_copy`).
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from myllm.errors import NotFoundError
+from myllm.models.bert_checkpoint import FILES
 from myllm.models.gguf import read_model
 from myllm.models.names import name_from
 from myllm.models.sources import Fetched, Progress
@@ -25,6 +29,10 @@ class FileSource:
     def check(self, place: str) -> str:
         return str(Path(place).expanduser().absolute())
 
+    def state(self, place: str) -> str | None:
+        """Of a folder, whose conversion is ours; a file is used as it is."""
+        return state_of(Path(place) / name for name in FILES) if Path(place).is_dir() else None
+
     def fetch(self, place: str, staging: Staging, progress: Progress) -> Fetched:
         path = Path(place)
         if path.is_dir():
@@ -35,6 +43,19 @@ class FileSource:
         if not path.is_file():
             raise NotFoundError(f"{path}: no such file; check the path")
         return Fetched(name_from(path.name), read_model(path).paths)
+
+
+def state_of(files: Iterable[Path]) -> str:
+    """Changes with the size of any of `files`, and with its time of change."""
+    known = [(file.name, status.st_size, status.st_mtime_ns) for file in files if (status := _status(file))]
+    return hashlib.sha256(repr(known).encode()).hexdigest()
+
+
+def _status(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:
+        return None  # whoever fetches it says why
 
 
 SOURCE = FileSource()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 
 from myllm.models.sources import Fetched, Progress
 from myllm.models.sources.file import SOURCE as IN_PLACE
+from myllm.models.sources.file import state_of
 from myllm.models.store import CHUNK, Staging, create_private, read_errors, write_errors
 
 
@@ -21,6 +23,9 @@ class CopySource:
 
     def check(self, place: str) -> str:
         return IN_PLACE.check(place)
+
+    def state(self, place: str) -> str | None:
+        return IN_PLACE.state(place) or state_of([Path(place)])
 
     def fetch(self, place: str, staging: Staging, progress: Progress) -> Fetched:
         there = IN_PLACE.fetch(place, staging, progress)

@@ -70,6 +70,9 @@ class HuggingFaceSource:
             raise UsageError(f"hf:{place!r:.120}: not the name of a .gguf file in a repository")
         return place
 
+    def state(self, place: str) -> None:
+        return None
+
     def fetch(self, place: str, staging: Staging, progress: Progress) -> Fetched:
         match = _PLACE.fullmatch(place)
         if match is None:

