@@ -25,6 +25,8 @@ import pytest
 from myllm import settings
 from myllm.cli import COMMANDS, myllm
 from myllm.cli.docs import EXIT_STATUS
+from myllm.runtime.daemon import GRACE
+from myllm.runtime.socket_file import socket_path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -127,13 +129,20 @@ def run(sandbox: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def outcomes(sandbox: Path) -> dict[Example, Outcome]:
     """Everything is run once, block after block, as a reader would."""
     found = {}
+    try:
+        _run_all(sandbox, found)
+    finally:
+        run(sandbox, "myllm", "load", "--stop")
+    return found
+
+
+def _run_all(sandbox: Path, found: dict[Example, Outcome]) -> None:
     for _, group in groupby(EXAMPLES, key=lambda example: example.block):
         block = list(group)
         mark = f"status=$?; printf '%s%d%s' {END} $status {END}; (exit $status)"
         said = run(sandbox, "bash", "-c", "\n".join(f"{e.command}\n{mark}" for e in block)).stdout.split(END)
         for example, output, status in zip(block, said[::2], said[1::2], strict=False):
             found[example] = Outcome(output, int(status))
-    return found
 
 
 @pytest.mark.model
@@ -204,6 +213,20 @@ def test_the_configuration_shown_is_valid(home: Path) -> None:
     assert loaded.model_options["smollm2"].context == 4096
 
 
+def test_the_units_shown_put_the_socket_where_commands_look() -> None:
+    """%t is systemd's word for XDG_RUNTIME_DIR; it must not kill what is still given time to finish."""
+    socket_unit, service = bodies("ini")
+    (listen,) = re.findall(r"^ListenStream=(.*)$", socket_unit, re.M)
+    assert listen.replace("%t", "/run/user/1000") == socket_path({"XDG_RUNTIME_DIR": "/run/user/1000"})
+    (start,) = re.findall(r"^ExecStart=\S+/myllm (.*)$", service, re.M)
+    name, *arguments = start.split()
+    command = myllm.get_command(click.Context(myllm), name)
+    assert command is not None
+    assert command.make_context(name, arguments).params["no_http"] is True
+    (stop,) = re.findall(r"^TimeoutStopSec=(\d+)$", service, re.M)
+    assert int(stop) > GRACE
+
+
 def options_of(command: click.Command, context: click.Context) -> set[str]:
     """Long options of a command and of all below it."""
     found = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
@@ -216,7 +239,8 @@ def options_of(command: click.Command, context: click.Context) -> set[str]:
 
 
 def test_every_command_and_option_named_is_one_that_there_is() -> None:
-    lines = [line for line in README.splitlines() if "myllm" in line and "pip" not in line]
+    others = re.compile("pip|systemctl")
+    lines = [line for line in README.splitlines() if "myllm" in line and not others.search(line)]
     commands = {name for line in lines for name in re.findall(r"\bmyllm ([a-z]+)", line)}
     assert commands <= set(COMMANDS)
     known = options_of(myllm, click.Context(myllm))

@@ -23,13 +23,13 @@ EXIT_STATUS: Final = (
     ("1", "Some records of a batch failed, or the MyLLM command whose output was read."),
     ("2", "The command line makes no sense."),
     ("65", "Bad data: a file, a hash, text that is not UTF-8."),
-    ("66", "No such model or file."),
+    ("66", "No such model or file, or the model is not loaded."),
     ("67", "The prompt does not fit the context window; nothing was generated."),
-    ("69", "The process that ran the model died, or could not be started."),
+    ("69", "The daemon or the process that ran the model died, or cannot be had."),
     ("70", "Anything unforeseen; --debug shows where."),
     ("73", "A file or folder cannot be created."),
     ("74", "Input or output failed, say a full disk."),
-    ("75", "Try again: something is locked or full."),
+    ("75", "Try again: something is locked or full, or the daemon is ending."),
     ("77", "Permission denied."),
     ("78", "The configuration has an unknown key or a bad value."),
     ("124", "The deadline passed; what there was until then has been printed."),
@@ -40,6 +40,14 @@ FILES: Final = (
     ("$XDG_CONFIG_HOME/myllm/config.toml", "Configuration; by default ~/.config/myllm/config.toml."),
     ("$XDG_DATA_HOME/myllm", "Pulled models and their names; by default ~/.local/share/myllm."),
     ("$XDG_CACHE_HOME/myllm", "What can be deleted and made again; by default ~/.cache/myllm."),
+    (
+        "$XDG_RUNTIME_DIR/myllm/daemon.sock",
+        "Where the daemon listens; without that variable ~/.local/state/myllm/run/daemon.sock.",
+    ),
+    (
+        "$XDG_STATE_HOME/myllm/daemon.log",
+        "What the daemon did, as JSON lines without prompts and answers; by default ~/.local/state/myllm.",
+    ),
 )
 RECORDS: Final = (
     "With --batch and --map every line of stdin that is not blank is a record. If the first is a whole "

@@ -132,7 +132,7 @@ def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
 
 
 def _request(model: str | None, values: dict[str, Any]) -> dict[str, Any]:
-    """The request without what it is to answer. What is out of range, the Runtime refuses.
+    """The request without what it is to answer; what is out of range, the Runtime refuses.
 
     The model configured here is named: a daemon was started elsewhere, with other variables.
     """

@@ -28,10 +28,10 @@ def loaded_table(entries: Sequence[Entry]) -> bytes:
 
 def loaded_line(entry: Entry) -> bytes:
     """What was just loaded."""
-    context, kept = entry.get("context"), _kept(entry)
+    window, kept = entry.get("window"), _kept(entry)
     parts = (
         _memory(entry),
-        f"context {context}" if context else "",
+        f"context {window}" if window else "",
         _runs_on(entry),
         kept if kept in ("", "pinned") else f"kept {kept if kept == 'for ever' else f'for {kept}'}",
     )
@@ -50,7 +50,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     return (
         str(entry["model"]),
         _memory(entry),
-        _number(entry.get("context")),
+        _number(entry.get("window")),
         _number(entry.get("busy")),
         _number(entry.get("cached")),
         "" if rate is None else f"{rate:.1f}",
@@ -89,6 +89,6 @@ def _number(value: int | None) -> str:
 def _duration(seconds: float) -> str:
     """In the largest unit that it fills, rounded: 45s, 30m, 2h."""
     for unit, length in UNITS:
-        if seconds >= length:
+        if round(seconds) >= length:
             return f"{seconds / length:.0f}{unit}"
     return f"{seconds:.0f}s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import socket
 import subprocess
@@ -50,7 +51,7 @@ class Served:
 
 @contextmanager
 def served(*command: str, **options: Any) -> Iterator[Served]:
-    """A serve that can be asked something by now; killed afterwards if need be."""
+    """A serve that can be asked something by now; stopped afterwards, if it has not been."""
     command = command or SERVE
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
@@ -65,8 +66,11 @@ def served(*command: str, **options: Any) -> Iterator[Served]:
             client.close()
             yield serve
         finally:
-            process.kill()
-            serve.ends()
+            process.terminate()
+            try:
+                serve.ends()
+            finally:
+                process.kill()
 
 
 def test_commands_find_it_and_its_log_is_json_lines_on_stderr(run: Run, fake_model: FakeModel) -> None:
@@ -198,8 +202,7 @@ def test_who_comes_before_it_has_started_is_answered(
 ) -> None:
     """The manager starts it for the first client, who waits in the backlog meanwhile."""
     with running("gen", "hi", "-t", "-m", fake_model()) as process:
-        while not process_connected(passed):
-            time.sleep(0.01)
+        assert select.select([passed], [], [], 10)[0]
         wrapper = (sys.executable, "-c", EXEC_WITH_SOCKET, str(passed.fileno()), *SERVE)
         with served(*wrapper, pass_fds=[passed.fileno()]) as serve:
             out, err = process.communicate(timeout=20)
@@ -207,10 +210,3 @@ def test_who_comes_before_it_has_started_is_answered(
             serve.process.terminate()
             assert serve.ends() == 0
     assert any(line.get("op") == "gen" for line in serve.log)
-
-
-def process_connected(listener: socket.socket) -> bool:
-    """Whether a client waits to be accepted."""
-    import select
-
-    return bool(select.select([listener], [], [], 0)[0])
