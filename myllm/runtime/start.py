@@ -11,20 +11,18 @@ import os
 import select
 import signal
 import time
-from contextlib import suppress
 from typing import Final
 
 from myllm import __version__
 from myllm.errors import MyllmError, TryAgainError, UnavailableError, from_wire
-from myllm.protocol import PROTOCOL, LineBuffer, parse
+from myllm.protocol import LineBuffer, parse
 from myllm.runtime.client import Client
 from myllm.runtime.dial import dial_daemon
 from myllm.runtime.spawn import PROTOCOL_FD, python
+from myllm.runtime.stop import end
 
 PATIENCE: Final = 20.0
 """Seconds that a new daemon has until it listens."""
-REPLACING: Final = 40.0
-"""Seconds that an old one has to finish what it does, and a little more."""
 LOOK: Final = 0.02
 
 
@@ -35,7 +33,8 @@ def daemon() -> Client:
         if client := dial_daemon():
             if client.greeting.get("version") == __version__:
                 return client
-            _replace(client)
+            with client:
+                end(client)
             deadline = time.monotonic() + PATIENCE
         try:
             _start()
@@ -43,39 +42,6 @@ def daemon() -> Client:
             if time.monotonic() > deadline:
                 raise
             time.sleep(LOOK)
-
-
-def _replace(client: Client) -> None:
-    """Has another version's daemon finish what it does and end. Raises UnavailableError for a `serve`."""
-    pid, version = client.greeting.get("pid"), client.greeting.get("version")
-    with client:
-        if client.greeting.get("kind") != "daemon" or not isinstance(pid, int):
-            raise UnavailableError(
-                f"daemon: `myllm serve` of version {version} runs as process {pid}, this is {__version__}; "
-                "restart it"
-            )
-        _stop(client, pid)
-    deadline = time.monotonic() + REPLACING
-    while other := dial_daemon():
-        same = other.greeting.get("pid") == pid
-        other.close()
-        if not same:
-            return
-        if time.monotonic() > deadline:
-            raise UnavailableError(f"daemon: version {version}, process {pid}, does not end; kill it")
-        time.sleep(LOOK)
-
-
-def _stop(client: Client, pid: int) -> None:
-    """Asks a daemon to end. Where that is possible not by a signal: a second one, of another starter's or
-    of `load --stop`, would end it at once, with all that runs.
-    """
-    if client.greeting.get("protocol") == PROTOCOL:
-        with suppress(UnavailableError):  # it has just ended
-            list(client.stream({"op": "shutdown"}))
-    else:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
 
 
 def _start() -> None:

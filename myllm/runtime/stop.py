@@ -26,32 +26,41 @@ LOOK: Final = 0.02
 
 
 def stop_daemon(note: Callable[[str], None] = lambda text: None) -> int | None:
-    """The pid of the daemon that ran, once it is gone; None where none does.
-
-    `note` takes what the user should know meanwhile. Raises UnavailableError for a `serve`, and for a
-    daemon that does not end.
-    """
+    """The pid of the daemon that ran, once it is gone; None where none does. Takes and raises as `end`."""
     client = dial_daemon()
     if client is None:
         return None
     with client:
-        pid = client.greeting.get("pid")
-        if client.greeting.get("kind") != "daemon" or not isinstance(pid, int):
-            raise UnavailableError(f"daemon: `myllm serve` runs as process {pid}; stop it there")
-        process = Process(pid)
-        try:
-            _ask(client, pid)
-            if not process.ends(SILENCE):
-                note(f"waiting for the daemon, process {pid}: it finishes what it does")
-                if not process.ends(PATIENCE):
-                    raise UnavailableError(f"daemon: process {pid} does not end; see its log, or kill it")
-        finally:
-            process.close()
+        return end(client, note)
+
+
+def end(client: Client, note: Callable[[str], None] = lambda text: None) -> int:
+    """Has the daemon at the other end finish what it does; its pid, once it is gone.
+
+    `note` takes what the user should know meanwhile. Raises UnavailableError for a `serve`, and for a
+    daemon that does not end.
+    """
+    pid, version = client.greeting.get("pid"), client.greeting.get("version")
+    if client.greeting.get("kind") != "daemon" or not isinstance(pid, int):
+        raise UnavailableError(
+            f"daemon: `myllm serve` of version {version} runs as process {pid}; stop it there"
+        )
+    process = Process(pid)
+    try:
+        _ask(client, pid)
+        if not process.ends(SILENCE):
+            note(f"waiting for the daemon, process {pid}: it finishes what it does")
+            if not process.ends(PATIENCE):
+                raise UnavailableError(f"daemon: process {pid} does not end; see its log, or kill it")
+    finally:
+        process.close()
     return pid
 
 
 def _ask(client: Client, pid: int) -> None:
-    """Has the daemon begin to end. Raises what it refuses with."""
+    """Has the daemon begin to end, where possible not by a signal: a second one, if somebody else stops it
+    too, would end it at once, with all that runs. Raises what it refuses with.
+    """
     if client.greeting.get("protocol") != PROTOCOL:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
