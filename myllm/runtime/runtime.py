@@ -20,6 +20,7 @@ from myllm.runtime.call import Call
 from myllm.runtime.events import completed, ended_early
 from myllm.runtime.keeper import Keeper, Wishes
 from myllm.runtime.resolver import Resolver
+from myllm.runtime.threads import in_daemon_thread
 from myllm.runtime.workers import Worker
 
 if TYPE_CHECKING:
@@ -205,7 +206,8 @@ class Runtime:
             name = _text(message, "model")
             if name is None:
                 raise UsageError("unload: give a model, or all")
-            model = await self._find(name, call)
+            # Not `_find`, which would pull what is not even here.
+            model = await in_daemon_thread(lambda: self._open_registry().resolve(name))
             names = await self._keeper.unload(model)
         call.finish({"done": True, "unloaded": names})
 

@@ -252,6 +252,14 @@ def test_what_is_not_loaded_cannot_be_unloaded(run: Run, fake_model: FakeModel) 
     assert f"{two}: not loaded" in ended.err
 
 
+def test_what_is_not_even_here_is_not_pulled_to_be_unloaded(run: Run, fake_model: FakeModel) -> None:
+    run("load", fake_model())
+    ended = run("load", "--unload", "minilm")
+    assert ended.status == 66
+    assert "pulling" not in ended.err
+    assert "pull" in ended.err
+
+
 def test_unloading_waits_for_the_running_answer(run: Run, fake_model: FakeModel) -> None:
     model = fake_model(tokens=["x"] * 40, ms_per_token=20)
     run("load", model)
