@@ -115,7 +115,7 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
     """
     configured = options.configured(values)
     model = values["model"] or configured.default_embed_model or DEFAULT
-    request = _request(model, values)
+    request = _request(values) | options.model_part(model, configured, values)
     if not files and streams.stdin_is_terminal:
         raise UsageError("nothing to embed: give FILES, or pipe text in")
     inputs = _inputs(streams, files)
@@ -195,12 +195,10 @@ def _embed(
     return run
 
 
-def _request(model: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The request without its texts. Raises UsageError for a value out of range."""
+def _request(values: dict[str, Any]) -> dict[str, Any]:
+    """The request without its model and texts. Raises UsageError for a value out of range."""
     priority = PATIENT if values["nice"] is None else values["nice"]
-    request: dict[str, Any] = {"op": "embed", "model": options.absolute(model), "priority": priority}
-    if loading := options.load_options(values):
-        request["options"] = loading
+    request: dict[str, Any] = {"op": "embed", "priority": priority}
     for name in ("window", "purpose"):
         if values[name] is not None:
             request[name] = values[name]

@@ -104,7 +104,8 @@ def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
     """
     configured = options.configured(values)
     as_text = options.as_text(streams, values["output"] or configured.output)
-    request = _request(values["model"] or configured.default_model, values)
+    model = options.model_part(values["model"] or configured.default_model, configured, values)
+    request = _request(values) | model
     if values["batch"] or values["template"] is not None:
         from myllm.cli.batch import run_batch
 
@@ -131,16 +132,9 @@ def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
     return _conclude(streams, event, values["verbose"])
 
 
-def _request(model: str | None, values: dict[str, Any]) -> dict[str, Any]:
-    """The request without what it is to answer; what is out of range, the Runtime refuses.
-
-    The model configured here is named: a daemon was started elsewhere, with other variables.
-    """
+def _request(values: dict[str, Any]) -> dict[str, Any]:
+    """The request without its model and what it is to answer; what is out of range, the Runtime refuses."""
     request: dict[str, Any] = {"op": "count" if values["count"] else "gen"}
-    if model:
-        request["model"] = options.absolute(model)
-    if loading := options.load_options(values):
-        request["options"] = loading
     request |= options.sampling_parameters(values)
     request |= {name: values[name] for name in ("system", "logprobs") if values[name] is not None}
     if values["raw"]:

@@ -118,15 +118,13 @@ def _load(
     request: Message = {"op": "load", "keep_alive": keep_alive}
     if values["pin"] is not None:
         request["pin"] = values["pin"]
-    if given := options.load_options(values):
-        request["options"] = given
 
     from myllm.runtime.start import daemon
 
     with daemon() as client, closing(Progress(streams, values["progress"])) as progress:
 
         def load_one(model: str) -> None:
-            done = _ask(client, request | {"model": options.absolute(model)}, progress.preparing)
+            done = _ask(client, request | options.model_part(model, configured, values), progress.preparing)
             progress.close()
             streams.write(shown(done["loaded"] or {"model": done["model"]}))
 

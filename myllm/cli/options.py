@@ -281,6 +281,19 @@ def keep_alive_on_the_wire(seconds: float | None) -> float:
     return -1 if seconds is None else seconds
 
 
+def model_part(model: str | None, configured: Settings, values: dict[str, Any]) -> dict[str, Any]:
+    """The part of a request that says which model and how it is loaded. Raises UsageError.
+
+    What is configured here is said: a daemon was started elsewhere, with other variables.
+    """
+    part: dict[str, Any] = {"model": absolute(model)} if model else {}
+    if loading := load_options(values):
+        part["options"] = loading
+    if configured.offline:
+        part["offline"] = True
+    return part
+
+
 def load_options(values: dict[str, Any]) -> dict[str, Any]:
     """The `options` object of a request, of what was given. Raises UsageError for a value out of range."""
     given = {name: values[name] for name in LOADING if values[name] is not None}

@@ -16,7 +16,7 @@ Examples:
   myllm serve --no-http 2>> serve.log &
 
 \b
-Exit status: 0 stopped by SIGTERM or Ctrl-C; 2 usage; 73 cannot create the
+Exit status: 0 stopped by SIGTERM; 2 usage; 73 cannot create the
 socket; 75 another daemon runs; 77 permission; 78 configuration. See `man myllm`.
 """
 

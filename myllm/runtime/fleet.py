@@ -6,6 +6,7 @@ bytes. Must not know processes, event loops or files; `keeper.py` does what is d
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -65,15 +66,20 @@ class Fleet:
     _crashes: dict[Path, deque[float]] = field(default_factory=dict)
 
     def find(self, path: Path, options: LoadOptions) -> Member | None:
-        """The member that serves a request with these options, the one used last first; what a request
-        does not ask for may be anything."""
+        """The member that serves a request with these options; what a request does not ask for may be
+        anything. One loaded with exactly these comes first, then the one with the largest window.
+        """
         asked = options.to_wire().items()
         fitting = [
-            m
-            for m in self.members
-            if m.path == path and not m.leaving and asked <= m.options.to_wire().items()
+            member
+            for member in self.members
+            if member.path == path and not member.leaving and asked <= member.options.to_wire().items()
         ]
-        return max(fitting, key=lambda member: member.used, default=None)
+
+        def fitness(member: Member) -> tuple[bool, float, float]:
+            return member.options == options, member.options.context or math.inf, member.used
+
+        return max(fitting, key=fitness, default=None)
 
     def room(self, newcomer: Member, available: int) -> Room:
         """How the newcomer gets its place with `available` bytes free on the machine.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,7 +58,9 @@ class Runtime:
         self._keeper = keeper
         self._log = log
         self._about = about
-        self._resolver = Resolver(self._open_registry)
+        self._resolvers = {
+            offline: Resolver(partial(self._open_registry, offline=offline)) for offline in (False, True)
+        }
         self._embeddings: Embeddings | None = None
         self._calls: set[Call] = set()
         self._n_requests = 0
@@ -168,7 +171,7 @@ class Runtime:
         request = GenRequest.parse(message)
         async with _within(request.deadline_ms):
             name = _text(message, "model") or self._settings.default_model or DEFAULT_MODEL
-            worker = await self._ready(await self._find(name, call), message, call)
+            worker = await self._ready(await self._find(name, message, call), message, call)
         call.load_ms = _ms_since(arrived)
         worker.submit(_with_time_left(message, call.load_ms), call)
 
@@ -177,7 +180,7 @@ class Runtime:
         request = EmbedRequest.parse(message)
         async with _within(request.deadline_ms):
             name = _text(message, "model") or self._settings.default_embed_model or DEFAULT_EMBED_MODEL
-            model = await self._find(name, call)
+            model = await self._find(name, message, call)
 
             async def submit(misses: Message, as_call: Call) -> None:
                 worker = await self._ready(model, message, call)
@@ -193,10 +196,11 @@ class Runtime:
     async def _load(self, message: Message, call: Call, arrived: float) -> None:
         """Has a model loaded, and kept as long as is asked for."""
         name = _text(message, "model") or self._settings.default_model or DEFAULT_MODEL
-        model = await self._find(name, call)
-        await self._ready(model, message, call)
-        loaded = [entry for entry in await self._keeper.status() if entry["path"] == str(model.path)]
-        call.finish({"done": True, "model": model.name, "loaded": loaded[0] if loaded else None})
+        model = await self._find(name, message, call)
+        worker = await self._ready(model, message, call)
+        entries = await self._keeper.status()
+        loaded = next((entry for entry in entries if entry.get("pid") == worker.pid), None)
+        call.finish({"done": True, "model": model.name, "loaded": loaded})
 
     async def _unload(self, message: Message, call: Call, arrived: float) -> None:
         """Has a model go, or all of them."""
@@ -207,7 +211,7 @@ class Runtime:
             if name is None:
                 raise UsageError("unload: give a model, or all")
             # Not `_find`, which would pull what is not even here.
-            model = await in_daemon_thread(lambda: self._open_registry().resolve(name))
+            model = await in_daemon_thread(lambda: self._open_registry(offline=True).resolve(name))
             names = await self._keeper.unload(model)
         call.finish({"done": True, "unloaded": names})
 
@@ -220,10 +224,11 @@ class Runtime:
 
     # ── models ──────────────────────────────────────────────────────────────────────────────
 
-    async def _find(self, name: str, call: Call) -> Model:
-        """The model of that name, pulled if need be; `call` gets events meanwhile."""
+    async def _find(self, name: str, message: Message, call: Call) -> Model:
+        """The model of that name, pulled if need be, unless the request is `offline`; `call` gets events
+        meanwhile."""
         call.model = name
-        model = await self._resolver.resolve(name, call.send)
+        model = await self._resolvers[message.get("offline") is True].resolve(name, call.send)
         call.model = model.name
         return model
 
@@ -234,10 +239,10 @@ class Runtime:
         options = LoadOptions(**(configured.to_wire() | given.to_wire()))
         return await self._keeper.ready(model, options, call.send, _wishes(message))
 
-    def _open_registry(self) -> Registry:
+    def _open_registry(self, *, offline: bool) -> Registry:
         from myllm.models.registry import Registry
 
-        return Registry(self._settings)
+        return Registry(self._settings._replace(offline=offline or self._settings.offline))
 
 
 def _wishes(message: Message) -> Wishes:
