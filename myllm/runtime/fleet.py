@@ -36,9 +36,11 @@ class Member:
     pinned: bool = False
     busy: bool = True
     """Whether it has work, its own load too."""
+    placed: bool = False
+    """Whether it has its place: until then it takes no memory, and others need not count it."""
     loading: bool = True
-    leaving: bool = False
-    """It is to go as soon as it has no work; nobody new gets it."""
+    leaving: str | None = None
+    """Why it is to go as soon as it has no work; nobody new gets it."""
 
     @property
     def expires(self) -> float | None:
@@ -50,10 +52,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What is to be done before a load: `evict` these; with `wait` it must wait for one to have no work."""
+    """What is to be done before a load: `evict` these; `wait` for those, which have work, to go after it."""
 
     evict: tuple[Member, ...] = ()
-    wait: bool = False
+    wait: tuple[Member, ...] = ()
 
 
 @dataclass(slots=True)
@@ -84,10 +86,10 @@ class Fleet:
     def room(self, newcomer: Member, available: int) -> Room:
         """How the newcomer gets its place with `available` bytes free on the machine.
 
-        Others without work and pin go, the least recently used first, and no more than needed. Raises
-        UnavailableError where even all of those that may go would not make room.
+        Others without pin go, those without work first, of these the least recently used, and no more than
+        needed. Raises UnavailableError where even all of those that may go would not make room.
         """
-        others = [member for member in self.members if member is not newcomer]
+        others = [member for member in self.members if member.placed and member is not newcomer]
         missing = self._missing(newcomer, others, available)
         surplus = 0 if self.max_loaded is None else len(others) + 1 - self.max_loaded
         chosen: list[Member] = []
@@ -99,8 +101,8 @@ class Fleet:
             surplus -= 1
         if missing > 0 or surplus > 0:
             raise UnavailableError(self._refusal(newcomer, others, available))
-        idle = tuple(member for member in chosen if not member.busy)
-        return Room(idle, wait=len(idle) < len(chosen))
+        idle, busy = (tuple(member for member in chosen if member.busy is busy) for busy in (False, True))
+        return Room(idle, busy)
 
     def expired(self, now: float) -> list[Member]:
         """Members whose time is over."""
@@ -135,7 +137,7 @@ class Fleet:
         return missing
 
     def _refusal(self, newcomer: Member, others: list[Member], available: int) -> str:
-        stay = [member.name for member in others if member.pinned or member.loading]
+        stay = [member.name for member in others if not _may_leave(member)]
         kept = f", and {', '.join(stay)} must stay" if stay else ""
         if self.max_loaded is not None and len(stay) >= self.max_loaded:
             return f"{newcomer.name}: models.max_loaded is {self.max_loaded}{kept}; unload one"
@@ -147,9 +149,12 @@ class Fleet:
 
 
 def _may_go(members: Iterable[Member]) -> list[Member]:
-    """Those without work first, each kind by their last use."""
-    unpinned = (member for member in members if not member.pinned and not member.loading)
-    return sorted(unpinned, key=lambda member: (member.busy, member.used))
+    """Those without work first, then those that load, each kind by their last use."""
+    return sorted(filter(_may_leave, members), key=lambda member: (member.busy, member.loading, member.used))
+
+
+def _may_leave(member: Member) -> bool:
+    return not member.pinned or member.leaving is not None
 
 
 def _megabytes(size: int) -> str:

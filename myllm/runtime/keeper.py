@@ -108,7 +108,7 @@ class Keeper:
         if model is not None and not going:
             raise NotFoundError(f"{model.name}: not loaded; `myllm load --list` shows what is")
         for member in going:
-            member.leaving = True
+            member.leaving = "unload"
         self._review()
         while any(member in self._fleet.members for member in going):
             await self._changed.wait()
@@ -116,7 +116,6 @@ class Keeper:
 
     async def close(self) -> None:
         """Ends all workers; returns when they are gone."""
-        self._fleet.members.clear()
         if self._alarm:
             self._alarm.cancel()
         if self._spare:
@@ -163,23 +162,33 @@ class Keeper:
         """Has others leave until the newcomer fits. One load after the other: each counts what is free."""
         async with self._placing:
             while (room := self._fleet.room(newcomer, self._available())) != Room():
-                await asyncio.gather(*(self._dismiss(member, "memory") for member in room.evict))
+                for member in room.wait:  # nobody new gets it, or those who keep it busy would starve us
+                    member.leaving = member.leaving or "memory"
+                if room.evict:
+                    await asyncio.wait([self._dismiss(member, "memory") for member in room.evict])
                 if room.wait:
                     await self._changed.wait()
+            newcomer.placed = True
 
-    async def _dismiss(self, member: Member, reason: str) -> None:
-        """Ends an idle member's worker; returns when its memory is free."""
-        worker = self._workers.get(member)
-        self._forget(member)
-        if worker:
-            self._log("unloaded", model=member.name, pid=worker.pid, reason=reason)
+    def _dismiss(self, member: Member, reason: str) -> asyncio.Task[None]:
+        """Ends a member without work, which nobody gets any more; done when its memory is free."""
+        member.leaving, member.busy = member.leaving or reason, True
+        task = asyncio.get_running_loop().create_task(self._end(member))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _end(self, member: Member) -> None:
+        if worker := self._workers.pop(member, None):
+            self._log("unloaded", model=member.name, pid=worker.pid, reason=member.leaving)
             await worker.close()
+        self._forget(member)
 
     def _mourn(self, member: Member, worker: Worker, burial: asyncio.Task[None]) -> None:
-        unforeseen = member in self._fleet.members
+        unforeseen = not worker.dismissed
         if unforeseen:
             self._fleet.crashed(member.path, self._now())
-        self._forget(member)
+            self._forget(member)
 
         def buried(_: object) -> None:
             self._running.discard(worker)
@@ -220,10 +229,7 @@ class Keeper:
     def _review(self) -> None:
         """Dismisses those whose time is over, and sets the alarm for the next."""
         for member in self._fleet.expired(self._now()):
-            task = asyncio.get_running_loop().create_task(self._dismiss(member, "keep-alive"))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            member.busy = True  # it is seen to
+            self._dismiss(member, "keep-alive")
         if self._alarm:
             self._alarm.cancel()
         when = self._fleet.next_expiry()

@@ -36,6 +36,8 @@ class Worker(asyncio.Protocol):
     """One worker process and the calls it has; make it with `Worker.attach`."""
 
     def __init__(self, process: WorkerProcess) -> None:
+        self.dismissed = False
+        """Whether its end was asked for."""
         self._process = process
         self._loop = asyncio.get_running_loop()
         self._reader = MessageReader()
@@ -136,6 +138,7 @@ class Worker(asyncio.Protocol):
 
     async def close(self) -> None:
         """Ends the process, which frees all it had; its calls fail. Waits at most about `GRACE`."""
+        self.dismissed = True
         if self._transport:
             self._transport.abort()
         while self._burial is None:
