@@ -65,6 +65,17 @@ def running(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
+def test_a_command_that_is_offline_pulls_nothing_though_the_daemon_may(
+    run: Run, fake_model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("load", fake_model()).status == 0
+    monkeypatch.setenv("MYLLM_OFFLINE", "1")
+    for arguments in (("gen", "hi"), ("embed",), ("load", "smollm2")):
+        ended = run(*arguments, stdin=b"text")
+        assert ended.status == 66
+        assert "offline is set" in ended.err
+
+
 # ── loading ─────────────────────────────────────────────────────────────────────────────────
 
 

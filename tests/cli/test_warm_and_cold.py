@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], bytes | None]] = {
         None,
     ),
     "count": (("gen", "--count", "-t", "-m", "ECHO", "one two"), None),
-    "count as JSONL": (("gen", "--count", "-m", "OTHER", "one two", "--context", "9"), None),
+    "count as JSONL": (("gen", "--count", "-m", "ECHO", "one two", "--context", "9"), None),
     "batch": (("gen", "--batch", "-m", "ECHO"), RECORDS),
     "batch with tokens": (("gen", "--batch", "--stream", "-m", "ECHO"), b'{"prompt":"one two"}\n'),
     "batch as text": (("gen", "--batch", "-t", "-m", "ECHO"), RECORDS),
@@ -83,7 +83,6 @@ def models(fake_model: FakeModel) -> dict[str, str]:
     fault = {"kind": "abort", "after_tokens": 2, "words": "GGML_ASSERT failed"}
     made = {
         "ECHO": fake_model("echo"),
-        "OTHER": fake_model("other"),
         "NARROW": fake_model("narrow", window=16),
         "DYING": fake_model("dying", tokens=["a", "b", "c"], fault=fault),
         "DYING TOO": fake_model("dying_too", tokens=["a", "b", "c"], fault=fault),
