@@ -127,15 +127,12 @@ class Jumping(selectors.EpollSelector):
     late = 0.0
     jumps = pathlib.Path({file!r})
     def select(self, timeout=None):
-        if timeout is None or timeout <= 0.02:
+        if timeout is not None and timeout <= 0.02:
             return super().select(timeout)
-        if not self.jumps.exists():
-            return super().select(0.02)
-        if ready := super().select(0.02):
-            return ready
-        Jumping.late += timeout - 0.02
-        self.jumps.write_text(str(self.late))
-        return []
+        if not (ready := super().select(0.02)) and timeout and self.jumps.exists():
+            Jumping.late += timeout - 0.02
+            self.jumps.write_text(str(self.late))
+        return ready
 class Loop(asyncio.SelectorEventLoop):
     def __init__(self):
         super().__init__(Jumping())
