@@ -32,6 +32,13 @@ def physical_cores(root: Path = ROOT) -> int:
     return max(1, min(cores, int(quota)))
 
 
+def multiplies_bf16(root: Path = ROOT) -> bool:
+    """Whether the processor multiplies BF16, and llama.cpp lets it (x86: AVX512_BF16)."""
+    cpuinfo = _read(root / "proc/cpuinfo")
+    flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
+    return "avx512_bf16" in flags.split()
+
+
 def available_memory(root: Path = ROOT) -> int:
     """Bytes that can be taken without swapping: MemAvailable, less where a control group allows less.
 

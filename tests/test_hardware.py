@@ -163,3 +163,13 @@ def test_on_macos_sysctl_is_asked_for_performance_cores_first(monkeypatch: pytes
 def test_this_machine_has_cores_and_memory() -> None:
     assert 1 <= hardware.physical_cores() <= (os.cpu_count() or 1)
     assert hardware.available_memory() > 16 * MIB
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("fpu avx512f avx512_bf16 sha_ni", True), ("fpu avx512f", False), ("", False)]
+)
+def test_a_processor_that_multiplies_bf16_is_known_by_its_flags(
+    machine: Path, flags: str, expected: bool
+) -> None:
+    write(machine, {"proc/cpuinfo": f"processor : 0\nflags\t\t: {flags}\n"})
+    assert hardware.multiplies_bf16(machine) is expected

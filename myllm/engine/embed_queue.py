@@ -7,7 +7,7 @@ llama.cpp: the fake engine's requests go the same way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, takewhile
 from typing import Protocol
 
@@ -27,11 +27,15 @@ class Embedder(Protocol):
     """Tokens of a batch at most, and so of a window."""
     n_sequences: int
     """Windows of a batch at most."""
-    n_batches: int
-    """Batches that are computed side by side at most."""
+    n_ahead: int
+    """Batches that are to be begun before one is waited for."""
 
-    def embed(self, batches: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.float32]]:
-        """For each batch of windows, `(len(windows), dimensions)` vectors; blocks. Raises MyllmError."""
+    def start(self, batches: Mapping[int, Sequence[Sequence[int]]]) -> None:
+        """Begins to compute batches of windows, by number; returns at once. Raises MyllmError."""
+
+    def result(self) -> tuple[int, NDArray[np.float32] | MyllmError]:
+        """The number of a batch that was begun, any of them, and its `(len(windows), dimensions)` vectors
+        or what went wrong; blocks."""
 
     def close(self) -> None: ...
 
@@ -55,10 +59,12 @@ class EmbedQueue:
         self._embeddings: dict[int, Embedding] = {}
         self._held: dict[Embedding, list[Waiting]] = {}
         """What is left of the paused ones."""
+        self._begun: dict[int, list[Waiting]] = {}
+        self._n_batches = 0
 
     def __bool__(self) -> bool:
         """Whether a step has something to do."""
-        return bool(self._packer)
+        return bool(self._packer or self._begun)
 
     @property
     def due(self) -> float:
@@ -76,6 +82,7 @@ class EmbedQueue:
         self, request: EmbedRequest, texts: list[list[Piece]], arrived: float, *, paused: bool
     ) -> list[Message]:
         """Takes a request in whose `id` is set; its error event where it cannot be done."""
+        events: list[Message] = []
         try:
             longest = max((len(piece.tokens) for pieces in texts for piece in pieces), default=0)
             if longest > self._window:
@@ -84,19 +91,19 @@ class EmbedQueue:
                     "give a smaller --window"
                 )
             if self._embedder is None or longest > self._embedder.n_tokens:
-                self.close()
+                events += self._let_finish()
                 self._embedder = self._open(longest)
                 self._packer.n_tokens = self._embedder.n_tokens
                 self._packer.n_sequences = self._embedder.n_sequences
         except MyllmError as error:
-            return [tagged(error_event(error), request.id)]
+            return [*events, tagged(error_event(error), request.id)]
         embedding = Embedding(request, texts, arrived, normalizes=self._normalizes)
         if embedding.finished:
-            return [embedding.closing(None, self._clock())]
+            return [*events, embedding.closing(None, self._clock())]
         self._embeddings[request.id or 0] = embedding
         self._packer.add(embedding.windows())
         self.pause(request.id or 0, paused)
-        return []
+        return events
 
     def pause(self, request_id: int, paused: bool) -> None:
         """No window of it is computed until it goes on; an unknown id is no error."""
@@ -124,29 +131,45 @@ class EmbedQueue:
         return [event for request_id in late for event in self.end(request_id, "deadline")]
 
     def step(self, most: int | None = None) -> list[Message]:
-        """As many batches as are computed side by side, or one of about `most` tokens: the events of
-        their windows. A failure ends whom they held."""
+        """Begins the next batches, of about `most` tokens and one at a time if that is given, and waits for
+        one: the events of its windows. A failure ends whom it held."""
         if self._embedder is None:
             return []
-        n_batches = 1 if most else self._embedder.n_batches
-        batches = list(takewhile(bool, (self._packer.next_batch(most) for _ in range(n_batches))))
-        if not batches:
-            return []
-        windows = list(chain.from_iterable(batches))
+        events = self._begin(self._embedder, most)
+        return events + self._take(self._embedder) if self._begun else events
+
+    def _begin(self, embedder: Embedder, most: int | None) -> list[Message]:
+        """As many batches as are to be under way; events only of a failure."""
+        room = (1 if most else embedder.n_ahead) - len(self._begun)
+        batches = list(takewhile(bool, (self._packer.next_batch(most) for _ in range(room))))
         started = self._clock()
-        for window in windows:
+        for window in chain.from_iterable(batches):
             if window.embedding.started is None:
                 window.embedding.started = started
+        numbered = dict(enumerate(batches, self._n_batches))
+        self._n_batches += len(batches)
         try:
-            vectors = self._embedder.embed([[window.tokens for window in batch] for batch in batches])
+            embedder.start({n: [window.tokens for window in batch] for n, batch in numbered.items()})
         except MyllmError as error:
-            return self._fail([window.embedding for window in windows], error)
+            return self._fail([window.embedding for window in chain.from_iterable(batches)], error)
+        self._begun |= numbered
+        return []
+
+    def _take(self, embedder: Embedder) -> list[Message]:
+        """The events of one batch, as soon as it is done. Of requests that ended meanwhile there are none."""
+        number, vectors = embedder.result()
+        windows = self._begun.pop(number)
+        if isinstance(vectors, MyllmError):
+            return self._fail([window.embedding for window in windows], vectors)
         events: list[Message] = []
-        for window, vector in zip(windows, chain.from_iterable(vectors), strict=True):
-            events += window.embedding.take(window.item, window.chunk, vector)
-            if window.embedding.finished:
-                self._embeddings.pop(window.embedding.request.id or 0, None)
-                events.append(window.embedding.closing(None, self._clock()))
+        for window, vector in zip(windows, vectors, strict=True):
+            embedding = window.embedding
+            if self._embeddings.get(embedding.request.id or 0) is not embedding:
+                continue
+            events += embedding.take(window.item, window.chunk, vector)
+            if embedding.finished:
+                del self._embeddings[embedding.request.id or 0]
+                events.append(embedding.closing(None, self._clock()))
         return events
 
     def fail_all(self, error: MyllmError) -> list[Message]:
@@ -165,7 +188,16 @@ class EmbedQueue:
         self._packer.drop(embedding)
         self._held.pop(embedding, None)
 
+    def _let_finish(self) -> list[Message]:
+        """The events of what is under way, for which this waits; then there is no embedder any more."""
+        events: list[Message] = []
+        while self._embedder and self._begun:
+            events += self._take(self._embedder)
+        self.close()
+        return events
+
     def close(self) -> None:
+        """Waits for what is under way, of which nobody hears any more."""
         if self._embedder:
             self._embedder.close()
             self._embedder = None

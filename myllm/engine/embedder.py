@@ -1,14 +1,16 @@
 """llama.cpp's side of embeddings: contexts of their own, batches of whole windows in, vectors out.
 
-Knows nothing of requests or texts. One thread owns an Embedder. What would abort inside llama.cpp is
-refused here first, with ValueError: a bug of the caller.
+Knows nothing of requests or texts. One thread owns an Embedder, and each of its lanes has its own. What
+would abort inside llama.cpp is refused here first, with ValueError: a bug of the caller.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+import threading
+from collections.abc import Mapping, Sequence
+from queue import SimpleQueue
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +19,16 @@ from myllm.engine import llama
 from myllm.engine.context import Batch
 from myllm.engine.llama import Model, lib
 from myllm.engine.space import round_up
-from myllm.errors import BadDataError, InternalError, UnavailableError
+from myllm.errors import BadDataError, InternalError, MyllmError, UnavailableError
 
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+Job = tuple[int, Sequence[Sequence[int]], int]
+"""A batch's number, its windows, and the threads to compute it with."""
+Result = tuple[int, NDArray[np.float32] | MyllmError]
 
-N_TOKENS: Final = 256
+N_TOKENS: Final = 128
 """Tokens of a batch, or one window's where that is longer. Every token is compared with all of its batch,
-other windows too: 512 were 2 to 15 % slower in six pairs of runs (MiniLM-L6, 37 tokens a text). Four more
-pairs are not counted, as tests ran beside them; 128 were as fast as 256."""
+other windows too; below 64 llama.cpp's attention takes its slow way. MiniLM-L6, 37 tokens a text, two lanes:
+224 texts a second with 128 and 160, 221 with 192, 209 with 256, 127 with 64 (BF16, medians of three)."""
 N_SEQUENCES: Final = 16
 MOST_LANES: Final = 8
 """Contexts at most, each a few megabytes."""
@@ -37,9 +40,9 @@ for these in a vocabulary of 49,152."""
 class Embedder:
     """Makes vectors of windows of at most `window` tokens each. Implements `embed_queue.Embedder`.
 
-    An encoder's batches are computed side by side, a lane of its own for each, instead of all threads on
-    one: 1.22 times the texts a second on two cores (MiniLM-L6), as nothing waits for the other thread
-    after each of a batch's hundreds of small steps.
+    An encoder's batches are computed side by side, a lane for each, instead of all threads on one: 1.22
+    times the texts a second on two cores (MiniLM-L6), as nothing waits for the other thread after each of
+    a batch's hundreds of small steps. One more batch lies ready, so that no lane waits for the engine.
     """
 
     n_sequences = N_SEQUENCES
@@ -51,34 +54,56 @@ class Embedder:
         # llama.cpp aborts where the mean is taken and this is no multiple of n_seq_max.
         self.n_tokens = round_up(max(N_TOKENS, window))
         # A model with a vocabulary's logits to keep has one lane: these are its memory.
-        self.n_batches = min(n_threads, MOST_LANES) if model.is_encoder else 1
+        self._most_lanes = min(n_threads, MOST_LANES) if model.is_encoder else 1
+        self.n_ahead = self._most_lanes + 1 if self._most_lanes > 1 else 1
         self._model, self._n_threads = model, n_threads
         self._lanes = [_Lane(model, self.n_tokens)]
-        self._executor: ThreadPoolExecutor | None = None
+        self._workers: list[threading.Thread] = []
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._results: SimpleQueue[Result] = SimpleQueue()
+        self._pending = 0
 
-    def embed(self, batches: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.float32]]:
-        """For each batch of windows, `(len(windows), dimensions)` vectors as the model makes them; blocks
-        for all of them.
+    def start(self, batches: Mapping[int, Sequence[Sequence[int]]]) -> None:
+        """Begins to compute batches of windows, by numbers of the caller's.
 
-        Raises InternalError where llama.cpp fails, UnavailableError where memory for a lane is missing.
+        Raises UnavailableError, and begins none, where memory for a lane is missing.
         """
-        while len(self._lanes) < len(batches):
+        n_lanes = min(self._pending + len(batches), self._most_lanes)
+        while len(self._lanes) < n_lanes:
             self._lanes.append(_Lane(self._model, self.n_tokens))
-        for lane in self._lanes:
-            lane.use_threads(self._n_threads // len(batches))
-        if len(batches) == 1:
-            return [self._lanes[0].embed(batches[0])]
-        if self._executor is None:
-            from concurrent.futures import ThreadPoolExecutor  # 14 ms, which few texts need not wait for
+        for lane in self._lanes[len(self._workers) :]:
+            worker = threading.Thread(target=self._work, args=(lane,), name="embed", daemon=True)
+            worker.start()
+            self._workers.append(worker)
+        self._pending += len(batches)
+        for number, windows in batches.items():
+            self._jobs.put((number, windows, self._n_threads // n_lanes))
 
-            self._executor = ThreadPoolExecutor(self.n_batches, "embed")
-        return list(self._executor.map(_Lane.embed, self._lanes, batches))
+    def result(self) -> Result:
+        """A batch's number and its `(len(windows), dimensions)` vectors as the model makes them, or the
+        InternalError that llama.cpp's failure is; blocks until one is done. To be called once a batch.
+        """
+        result = self._results.get()
+        self._pending -= 1
+        return result
 
     def close(self) -> None:
-        if self._executor:
-            self._executor.shutdown()
+        """Blocks until what was begun is done."""
+        for _ in self._workers:
+            self._jobs.put(None)
+        for worker in self._workers:
+            worker.join()
         for lane in self._lanes:
             lane.close()
+
+    def _work(self, lane: _Lane) -> None:
+        """One lane's thread, which alone uses its context from now on."""
+        while job := self._jobs.get():
+            number, windows, n_threads = job
+            try:
+                self._results.put((number, lane.embed(windows, n_threads)))
+            except Exception as error:  # noqa: BLE001 — the engine waits for a result
+                self._results.put((number, _foreseen(error)))
 
 
 class _Lane:
@@ -101,11 +126,9 @@ class _Lane:
         self._memory = lib.llama_get_memory(self._pointer)
         self._batch = Batch(n_tokens)
 
-    def use_threads(self, n_threads: int) -> None:
+    def embed(self, windows: Sequence[Sequence[int]], n_threads: int) -> NDArray[np.float32]:
+        """`(len(windows), dimensions)` vectors; blocks for the whole batch. Raises InternalError."""
         lib.llama_set_n_threads(self._pointer, n_threads, n_threads)
-
-    def embed(self, windows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """`(len(windows), dimensions)` vectors; blocks for the whole batch."""
         if self._memory:
             lib.llama_memory_clear(self._memory, False)
         self._batch.clear()
@@ -125,3 +148,9 @@ class _Lane:
 
     def close(self) -> None:
         lib.llama_free(self._pointer)
+
+
+def _foreseen(error: Exception) -> MyllmError:
+    return (
+        error if isinstance(error, MyllmError) else InternalError(f"embed: {type(error).__name__}: {error}")
+    )

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm.errors import InternalError
+from myllm.errors import InternalError, MyllmError
 
 
 class FakeEmbedder:
     """Makes vectors of `dimensions` numbers that depend on a window's text alone, each after its pace."""
 
     n_sequences = 16
-    n_batches = 1
+    n_ahead = 1
 
     def __init__(
         self,
@@ -36,10 +36,20 @@ class FakeEmbedder:
         self._decode = decode
         self._strike = strike
         self._n_vectors = 0
+        self._begun: dict[int, Sequence[Sequence[int]]] = {}
 
-    def embed(self, batches: Sequence[Sequence[Sequence[int]]]) -> list[NDArray[np.float32]]:
-        """`(len(windows), dimensions)` vectors of each. Raises InternalError for a scripted exception."""
-        return [np.stack([self._vector(tokens) for tokens in windows]) for windows in batches]
+    def start(self, batches: Mapping[int, Sequence[Sequence[int]]]) -> None:
+        """Only notes them: all the work is `result`'s."""
+        self._begun.update(batches)
+
+    def result(self) -> tuple[int, NDArray[np.float32] | MyllmError]:
+        """The oldest batch's `(len(windows), dimensions)` vectors, or a scripted InternalError."""
+        number = next(iter(self._begun))
+        windows = self._begun.pop(number)
+        try:
+            return number, np.stack([self._vector(tokens) for tokens in windows])
+        except InternalError as error:
+            return number, error
 
     def _vector(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         try:

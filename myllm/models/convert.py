@@ -1,7 +1,7 @@
-"""A BERT-family sentence-transformers checkpoint → an F16 GGUF that llama.cpp runs.
+"""A BERT-family sentence-transformers checkpoint → a GGUF of 16-bit weights that llama.cpp runs.
 
 Owns the weights: which tensors there must be, their types in the GGUF, and writing it; the same
-checkpoint gives the same bytes. Needs gguf, safetensors and numpy, imported late, and no torch.
+checkpoint gives the same bytes of a type. Needs gguf, safetensors and numpy, imported late, and no torch.
 Follows BertModel of llama.cpp's convert_hf_to_gguf.py. Must not know where a checkpoint comes from.
 """
 
@@ -11,8 +11,9 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
+from myllm import hardware
 from myllm.errors import BadDataError
 from myllm.models.bert_checkpoint import WEIGHTS, Checkpoint, Shape, read_checkpoint
 from myllm.models.bert_vocabulary import SPECIAL, phantom_space
@@ -30,6 +31,7 @@ LAYER: Final = {
     "output.dense": "ffn_down",
     "output.LayerNorm": "layer_output_norm",
 }
+Half = Literal["F16", "BF16"]
 DTYPES: Final = ("F32", "F16")
 """safetensors' names of what is read."""
 
@@ -42,40 +44,47 @@ class Tensor(NamedTuple):
     is_wide: bool
 
 
-def convert(folder: Path, target: Path) -> None:
+def convert(folder: Path, target: Path, half: Half | None = None) -> None:
     """Writes the GGUF of the checkpoint in `folder` to `target`, which must not exist; blocks.
+
+    `half` is the type of its matrices, by default what this processor is faster with: one that multiplies
+    BF16 does so in two thirds of the time. Both are near enough to float32 for vectors (MiniLM-L6 against
+    sentence-transformers, 200 texts: cosines from 0.999996 with F16, from 0.99993 with BF16).
 
     Holds one tensor at a time in memory. On an error `target` may be there, unfinished. Raises
     BadDataError naming what is missing, broken or not known, IOFailureError, CannotCreateError.
     """
+    half = half or ("BF16" if hardware.multiplies_bf16() else "F16")
     checkpoint = read_checkpoint(folder)
     with _weights(folder / WEIGHTS) as file:
         sources = _check(file, checkpoint.shape)
         with write_errors("model file"):
             os.close(create_private(target))
-        _write(checkpoint, target, file, sources)
+        _write(checkpoint, target, half, file, sources)
 
 
-def _write(checkpoint: Checkpoint, target: Path, file: Any, sources: dict[str, Tensor]) -> None:
+def _write(checkpoint: Checkpoint, target: Path, half: Half, file: Any, sources: dict[str, Tensor]) -> None:
     """Metadata, then the tensors in the order of `sources` (names in the checkpoint → what they become)."""
     import gguf
     import numpy as np
 
+    types = gguf.GGMLQuantizationType
     with write_errors("model file"), closing(gguf.GGUFWriter(str(target), "bert")) as writer:
         _add_metadata(writer, checkpoint)
+        writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{half}"])
         for tensor in sources.values():
-            dtype = np.dtype(np.float32 if tensor.is_wide else np.float16)
-            size = int(np.prod(tensor.shape)) * dtype.itemsize
-            writer.add_tensor_info(tensor.name, tensor.shape, dtype, size)
+            kind = types.F32 if tensor.is_wide else types[half]
+            size = int(np.prod(tensor.shape)) * (4 if tensor.is_wide else 2)
+            # float32 stands for whatever it is: with a type given, only its shape and size are used.
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in sources.items():
-            writer.write_tensor_data(_values(file, name, tensor))
+            writer.write_tensor_data(_values(file, name, "F32" if tensor.is_wide else half))
 
 
 def _add_metadata(writer: Any, checkpoint: Checkpoint) -> None:
-    import gguf
 
     shape = checkpoint.shape
     writer.add_name(checkpoint.name)
@@ -87,7 +96,6 @@ def _add_metadata(writer: Any, checkpoint: Checkpoint) -> None:
     writer.add_layer_norm_eps(shape.eps)
     writer.add_causal_attention(False)
     writer.add_uint32("bert.pooling_type", checkpoint.pooling)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_uint32("myllm.embedding.window", checkpoint.window)
     writer.add_bool("myllm.embedding.normalize", checkpoint.normalizes)
     for purpose, prefix in checkpoint.prefixes.items():
@@ -165,12 +173,18 @@ def _check(file: Any, shape: Shape) -> dict[str, Tensor]:
     return {names[name]: tensor for name, tensor in expected.items()}
 
 
-def _values(file: Any, name: str, tensor: Tensor) -> Any:
+def _values(file: Any, name: str, kind: str) -> Any:
     """A tensor's numbers as they are stored in the GGUF, little-endian as both formats are."""
+    import gguf
     import numpy as np
 
-    with np.errstate(over="ignore"):
-        values = file.get_tensor(name).astype(np.float32 if tensor.is_wide else np.float16)
+    values = stored = file.get_tensor(name).astype(np.float32)
+    if kind == "F16":
+        with np.errstate(over="ignore"):
+            values = stored = values.astype(np.float16)
+    elif kind == "BF16":
+        stored = gguf.quants.quantize(values, gguf.GGMLQuantizationType.BF16)
+        values = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType.BF16)
     if not np.isfinite(values).all():
-        raise BadDataError(f"checkpoint: {name} has numbers that are not finite, or too large for F16")
-    return values
+        raise BadDataError(f"checkpoint: {name} has numbers that are not finite, or too large for {kind}")
+    return stored

@@ -8,6 +8,7 @@ clock time is told.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -114,6 +115,20 @@ class Keeper:
             await self._changed.wait()
         return [member.name for member in going]
 
+    def may_widen(self, worker: Worker) -> bool:
+        """Whether the worker has less than its model's own window and nothing to do."""
+        member = self._member(worker)
+        return member is not None and member.options.context is not None and not worker.busy
+
+    async def widen(self, worker: Worker, model: Model, watch: Watch) -> Worker:
+        """A worker with the model's own window in the place of one that `may_widen`. Raises MyllmError."""
+        member = self._member(worker)
+        if member is None:  # it ended meanwhile
+            return await self.ready(model, LoadOptions(), watch)
+        wishes = Wishes(math.inf if member.keep_alive is None else member.keep_alive, member.pinned)
+        await self._dismiss(member, "window")
+        return await self.ready(model, member.options._replace(context=None), watch, wishes)
+
     async def close(self) -> None:
         """Ends all workers; returns when they are gone."""
         if self._alarm:
@@ -150,7 +165,8 @@ class Keeper:
         try:
             await worker.load(member.path, member.name, member.options, tell)
         except BaseException as error:
-            self._log("load_failed", level="error", model=member.name, error=str(error))
+            if isinstance(error, MyllmError):
+                self._log("load_failed", level="error", model=member.name, error=str(error))
             await worker.close()
             raise
         member.loading = False
@@ -205,9 +221,12 @@ class Keeper:
         self._workers.pop(member, None)
         self._tell_change()
 
+    def _member(self, worker: Worker) -> Member | None:
+        return next((member for member, each in self._workers.items() if each is worker), None)
+
     def _heed(self, member: Member, wishes: Wishes) -> None:
         if wishes.keep_alive is not None:
-            member.keep_alive = None if wishes.keep_alive == float("inf") else wishes.keep_alive
+            member.keep_alive = None if wishes.keep_alive == math.inf else wishes.keep_alive
         if wishes.pin is not None:
             member.pinned = wishes.pin
 

@@ -14,7 +14,14 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from myllm.errors import InternalError, MyllmError, TryAgainError, UnavailableError, UsageError
+from myllm.errors import (
+    ContextOverflowError,
+    InternalError,
+    MyllmError,
+    TryAgainError,
+    UnavailableError,
+    UsageError,
+)
 from myllm.protocol import Message
 from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 from myllm.runtime.call import Call
@@ -135,11 +142,6 @@ class Runtime:
         self._n_requests += 1
         number = self._n_requests
 
-        def ended(task: asyncio.Task[None]) -> None:
-            call.task = None
-            if task.cancelled():  # perhaps before it ran at all
-                call.finish(self._early(message, "cancelled", arrived, call))
-
         def over(call: Call) -> None:
             self._calls.discard(call)
             self._ended.set()
@@ -152,7 +154,17 @@ class Runtime:
 
         self._calls.add(call)
         call.when_over(over)
-        call.task = loop.create_task(self._answer(work, message, call, arrived))
+        self._work(work, message, call, arrived)
+
+    def _work(self, work: Work, message: Message, call: Call, arrived: float) -> None:
+        """Does the work in a task of the call's own, by which it can be cancelled."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            call.task = None
+            if task.cancelled():  # perhaps before it ran at all
+                call.finish(self._early(message, "cancelled", arrived, call))
+
+        call.task = asyncio.get_running_loop().create_task(self._answer(work, message, call, arrived))
         call.task.add_done_callback(ended)
 
     async def _answer(self, work: Work, message: Message, call: Call, arrived: float) -> None:
@@ -171,9 +183,33 @@ class Runtime:
         request = GenRequest.parse(message)
         async with _within(request.deadline_ms):
             name = _text(message, "model") or self._settings.default_model or DEFAULT_MODEL
-            worker = await self._ready(await self._find(name, message, call), message, call)
+            model = await self._find(name, message, call)
+            worker = await self._ready(model, message, call)
         call.load_ms = _ms_since(arrived)
+        if self._options(model, message).context is None:
+            call.rescue = lambda event: self._rescued(event, worker, model, message, call, arrived)
         worker.submit(_with_time_left(message, call.load_ms), call)
+
+    def _rescued(
+        self, event: Message, worker: Worker, model: Model, message: Message, call: Call, arrived: float
+    ) -> bool:
+        """Whether a prompt that did not fit the window that an idle model was loaded with is asked again,
+        of the model's own window. A busy one's says what to do.
+        """
+        call.rescue = None
+        code = (event.get("error") or {}).get("code")
+        if code != ContextOverflowError.code or not self._keeper.may_widen(worker):
+            return False
+
+        async def again(message: Message, call: Call, arrived: float) -> None:
+            async with _within(message.get("deadline_ms")):
+                wider = await self._keeper.widen(worker, model, call.send)
+            call.load_ms = _ms_since(arrived)
+            wider.submit(_with_time_left(message, call.load_ms), call)
+
+        call.carrier = None
+        self._work(again, message, call, arrived)
+        return True
 
     async def _embed(self, message: Message, call: Call, arrived: float) -> None:
         """Answers from the cache; a model is loaded for what is not there."""
@@ -234,10 +270,13 @@ class Runtime:
 
     async def _ready(self, model: Model, message: Message, call: Call) -> Worker:
         """The worker with the model, loaded as the request asks; `call` gets events meanwhile."""
+        return await self._keeper.ready(model, self._options(model, message), call.send, _wishes(message))
+
+    def _options(self, model: Model, message: Message) -> LoadOptions:
+        """How the request and the configuration want the model loaded. Raises UsageError."""
         given = LoadOptions.parse(message.get("options") or {})
         configured = self._settings.model_options.get(model.name, LoadOptions())
-        options = LoadOptions(**(configured.to_wire() | given.to_wire()))
-        return await self._keeper.ready(model, options, call.send, _wishes(message))
+        return LoadOptions(**(configured.to_wire() | given.to_wire()))
 
     def _open_registry(self, *, offline: bool) -> Registry:
         from myllm.models.registry import Registry

@@ -60,8 +60,8 @@ def dial(path: str, timeout: float) -> socket.socket | None:
     """
     try:
         file, folder = os.lstat(path), os.lstat(os.path.dirname(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None  # after `su`, XDG_RUNTIME_DIR may be another user's
     except OSError as error:
         raise PermissionDeniedError(f"{path}: {error.strerror}; make its folder yours") from error
     trusted = (os.getuid(), ROOT)

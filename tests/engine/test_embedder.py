@@ -20,7 +20,7 @@ from myllm.engine import llama
 from myllm.engine.embedder import N_TOKENS, Embedder
 from myllm.engine.embedding import normalised
 from myllm.engine.engine import LlamaEngine
-from myllm.errors import BadDataError
+from myllm.errors import BadDataError, MyllmError
 from myllm.prompts.windows import cut
 from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 from myllm.runtime.embed_intake import windows_of
@@ -53,9 +53,18 @@ def smollm2(smollm2_path: Path) -> Iterator[llama.Model]:
 
 def vectors(model: llama.Model, windows: list[list[int]], *, longest: int = 64) -> Vectors:
     embedder = Embedder(model, longest, 2)
-    (made,) = embedder.embed([windows])
+    (made,) = computed(embedder, [windows])
     embedder.close()
     return np.stack([normalised(vector) for vector in made])
+
+
+def computed(embedder: Embedder, batches: list[list[list[int]]]) -> list[Vectors]:
+    """The vectors of each batch, all begun at once."""
+    embedder.start(dict(enumerate(batches)))
+    results = dict(embedder.result() for _ in batches)
+    vectors = [results[number] for number in range(len(batches))]
+    assert not [error for error in vectors if isinstance(error, MyllmError)]
+    return vectors  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("name", ["minilm", "smollm2"])
@@ -72,10 +81,10 @@ def test_a_packed_batch_gives_what_each_window_gives_alone(name: str, request: p
 def test_batches_side_by_side_give_what_each_gives_alone(minilm: llama.Model) -> None:
     batches = [[[1000 + i] * (3 + i) for i in range(k, k + 5)] for k in (0, 5, 10)]
     embedder = Embedder(minilm, 64, 3)
-    side_by_side = embedder.embed(batches)
-    alone = [embedder.embed([batch])[0] for batch in batches]
+    side_by_side = computed(embedder, batches)
+    alone = [computed(embedder, [batch])[0] for batch in batches]
     embedder.close()
-    assert embedder.n_batches == 3
+    assert embedder.n_ahead == 4
     for one, other in zip(side_by_side, alone, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
         assert not np.allclose(one[0], one[1], atol=1e-2)
@@ -83,7 +92,7 @@ def test_batches_side_by_side_give_what_each_gives_alone(minilm: llama.Model) ->
 
 def test_a_generation_models_logits_are_kept_for_one_batch_only(smollm2: llama.Model) -> None:
     embedder = Embedder(smollm2, 64, 4)
-    assert embedder.n_batches == 1
+    assert embedder.n_ahead == 1
     embedder.close()
 
 

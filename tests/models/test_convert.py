@@ -29,16 +29,18 @@ from checkpoint_maker import (
     make_tensors,
 )
 from gguf import GGUFReader, GGUFWriter
+from gguf.quants import dequantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from myllm import hardware
 from myllm.errors import BadDataError, IOFailureError, NotFoundError
 from myllm.models import catalog as catalog_module
 from myllm.models.bert_checkpoint import read_shape
 from myllm.models.bert_vocabulary import SPECIAL
 from myllm.models.catalog import CatalogEntry
-from myllm.models.convert import convert, expected_tensors
+from myllm.models.convert import Half, convert, expected_tensors
 from myllm.models.gguf import read_header
 from myllm.models.registry import Registry
 from myllm.models.sources.checkpoint import convert_archive
@@ -57,7 +59,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_a_checkpoint_becomes_a_model_whose_header_says_what_the_checkpoint_said(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    convert(checkpoint, tmp_path / "a.gguf")
+    convert(checkpoint, tmp_path / "a.gguf", "F16")
     header = read_header(tmp_path / "a.gguf")
     assert (header.architecture, header.quantization, header.name) == ("bert", "F16", "tiny")
     assert (header.context_length, header.embedding_length, header.vocab_size) == (32, 8, 12)
@@ -88,18 +90,30 @@ def test_prompts_become_prefixes(
     assert read_header(tmp_path / "a.gguf").embedding_prefixes == prefixes
 
 
+@pytest.mark.parametrize("half", ["F16", "BF16"])
 def test_weights_keep_their_values_and_what_llama_cpp_wants_in_float32_stays_so(
-    checkpoint: Path, tmp_path: Path
+    checkpoint: Path, tmp_path: Path, half: Half
 ) -> None:
-    convert(checkpoint, tmp_path / "a.gguf")
+    convert(checkpoint, tmp_path / "a.gguf", half)
+    assert read_header(tmp_path / "a.gguf").quantization == half
     made = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "a.gguf").tensors}
     expected = expected_tensors(read_shape(CONFIG))
     assert list(made) == [tensor.name for tensor in expected.values()]
     for name, values in make_tensors().items():
         tensor = made[expected[name].name]
         wide = values.ndim == 1 or "position" in name or "token_type" in name
-        assert tensor.tensor_type.name == ("F32" if wide else "F16")
-        assert (tensor.data == (values if wide else values.astype(np.float16))).all()
+        assert tensor.tensor_type.name == ("F32" if wide else half)
+        assert tuple(tensor.shape[::-1]) == values.shape
+        stored = dequantize(tensor.data, tensor.tensor_type)
+        exact = values if wide else values.astype(np.float16) if half == "F16" else nearest_bf16(values)
+        assert (stored == exact).all()
+
+
+def nearest_bf16(values: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Rounded to eight bits of mantissa, half to even."""
+    bits = values.astype(np.float32).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return rounded.astype(np.uint32).view(np.float32)
 
 
 def test_tokens_are_spelt_as_llama_cpp_wants_them(checkpoint: Path, tmp_path: Path) -> None:
@@ -243,7 +257,7 @@ def truncate(folder: Path) -> None:
             with_tensors(lambda t: t.update({"embeddings.LayerNorm.bias": np.full(8, np.nan, np.float32)})),
             "finite",
         ),
-        (with_tensors(lambda t: t["embeddings.word_embeddings.weight"].fill(1e6)), "too large"),
+        (with_tensors(lambda t: t["embeddings.word_embeddings.weight"].fill(3.4e38)), "too large"),
         (truncate, "model.safetensors is broken"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"") and None, "broken"),
     ],
@@ -517,7 +531,8 @@ def test_vectors_have_norm_1_unless_the_checkpoint_leaves_them_raw(
 @pytest.mark.model
 def test_the_embedding_model_of_the_catalog_says_what_its_checkpoint_says(minilm_path: Path) -> None:
     header = read_header(minilm_path)
-    assert (header.architecture, header.quantization) == ("bert", "F16")
+    half = "BF16" if hardware.multiplies_bf16() else "F16"
+    assert (header.architecture, header.quantization) == ("bert", half)
     assert (header.context_length, header.embedding_length, header.vocab_size) == (512, 384, 30522)
     assert (header.pooling_type, header.causal, header.embedding_window) == ("mean", False, 256)
     assert header.metadata["myllm.embedding.normalize"] is True
