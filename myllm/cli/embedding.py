@@ -29,6 +29,8 @@ GROUP_BYTES: Final = 1024 * 1024
 HELD_TEXTS: Final = 8 * GROUP
 HELD_BYTES: Final = 64 * 1024 * 1024
 NEWS: Final = 256
+AT_ONCE: Final = 256 * 1024
+"""Bytes of records that are written as one, while there are more to come."""
 NO_USE: Final = frozenset(
     {"not_found", "unavailable", "permission", "config", "cannot_create", "io", "usage"}
 )
@@ -103,6 +105,8 @@ class Run:
         self._client = client
         self._record = record
         self._write = write
+        self._ready: list[bytes] = []
+        self._n_ready = 0
         self._window = Window(HELD_TEXTS, HELD_BYTES)
         self._order = InOrder()
         self._news: Queue[Any] = Queue(NEWS)
@@ -131,24 +135,29 @@ class Run:
         for name, action in (("feeder", lambda: self._feed(base, source)), ("listener", self._listen)):
             threading.Thread(target=action, name=name, daemon=True).start()
         finished: Finished | None = None
-        while finished is None or self.n_texts < finished.n_texts:
-            match self._news.get():
-                case bytes(line):
-                    event = parse(line)
-                    if text := event.get("note"):
-                        note(text)
-                    elif not self.n_texts and event.keys() & {"loading", "pulling"}:
-                        preparing(event)
-                    self._take(event)
-                case Failed(job, error):
-                    self._sizes[job.index] = job.size
-                    self._fail(job, error)
-                    self._end(job)
-                case Finished() as finished:
-                    pass
-                case Lost(error):
-                    raise error
-            advanced(self.n_texts, self.n_bytes)
+        try:
+            while finished is None or self.n_texts < finished.n_texts:
+                match self._news.get():
+                    case bytes(line):
+                        event = parse(line)
+                        if text := event.get("note"):
+                            note(text)
+                        elif not self.n_texts and event.keys() & {"loading", "pulling"}:
+                            preparing(event)
+                        self._take(event)
+                    case Failed(job, error):
+                        self._sizes[job.index] = job.size
+                        self._fail(job, error)
+                        self._end(job)
+                    case Finished() as finished:
+                        pass
+                    case Lost(error):
+                        raise error
+                if self._news.empty() or self._n_ready > AT_ONCE:
+                    self._write_ready()
+                advanced(self.n_texts, self.n_bytes)
+        finally:
+            self._write_ready()
         if finished.error:
             raise finished.error
 
@@ -263,6 +272,12 @@ class Run:
     def _release(self, job: Job, data: bytes, *, last: bool) -> None:
         ready, ended = self._order.add(job.index, data, last=last)
         if ready:
-            self._write(ready)
+            self._ready.append(ready)
+            self._n_ready += len(ready)
         for index in ended:
             self._window.release(self._sizes.pop(index))
+
+    def _write_ready(self) -> None:
+        ready, self._ready, self._n_ready = self._ready, [], 0
+        if ready:
+            self._write(b"".join(ready))

@@ -6,6 +6,7 @@ SHA-256 of its header, size and time of change (DESIGN.md §4); of a split model
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,14 @@ HEADER_BYTES: Final = 1024 * 1024
 
 def fingerprint(path: Path) -> str:
     """64 hexadecimal digits. Raises what `read_errors` makes of a file that cannot be read."""
-    with read_errors(str(path)), path.open("rb") as file:
-        header = file.read(HEADER_BYTES)
+    with read_errors(str(path)):
         status = path.stat()
-    return hashlib.sha256(b"%b\0%d\0%d" % (header, status.st_size, status.st_mtime_ns)).hexdigest()
+        return _fingerprint(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _fingerprint(path: Path, size: int, mtime_ns: int) -> str:
+    """Read once for a file that has not changed: every request for embeddings asks."""
+    with path.open("rb") as file:
+        header = file.read(HEADER_BYTES)
+    return hashlib.sha256(b"%b\0%d\0%d" % (header, size, mtime_ns)).hexdigest()

@@ -37,6 +37,7 @@ class Embeddings:
     def __init__(self) -> None:
         self._notes: SimpleQueue[str] = SimpleQueue()
         self._cache: EmbeddingCache | None = None
+        self._thread: threading.Thread | None = None
         self._jobs: SimpleQueue[Callable[[EmbeddingCache], None] | None] = SimpleQueue()
 
     async def answer(
@@ -75,9 +76,11 @@ class Embeddings:
         await submit({**message, "texts": list(missing)}, misses)
         call.carrier = _Through(misses)  # only now: until a worker has it, the task is what can be cancelled
 
-    def close(self) -> None:
-        """Closes the cache, after what is still to be written; returns at once."""
-        self._jobs.put(None)
+    async def close(self) -> None:
+        """Closes the cache; returns when all is written."""
+        if self._thread:
+            self._jobs.put(None)
+            await in_daemon_thread(self._thread.join)
 
     async def _keys(self, request: EmbedRequest, model: Model) -> list[bytes]:
         def keys() -> list[bytes]:
@@ -105,7 +108,10 @@ class Embeddings:
 
         if self._cache is None:
             self._cache = EmbeddingCache(cache_dir(), note=self._notes.put)
-            threading.Thread(target=self._serve, args=(self._cache,), name="cache", daemon=True).start()
+            self._thread = threading.Thread(
+                target=self._serve, args=(self._cache,), name="cache", daemon=True
+            )
+            self._thread.start()
         self._jobs.put(job)
         return await future
 

@@ -131,7 +131,7 @@ class Runtime:
     async def close(self) -> None:
         """Ends all workers; returns when they are gone."""
         if self._embeddings:
-            self._embeddings.close()
+            await self._embeddings.close()
         await self._keeper.close()
 
     # ── a request's life ────────────────────────────────────────────────────────────────────

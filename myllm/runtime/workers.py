@@ -28,6 +28,7 @@ GRACE: Final = 0.5
 """Seconds a worker has to end when its connection is closed, before it is killed."""
 STATUS_WAIT: Final = 1.0
 """Seconds that a worker has to say how it is."""
+CHUNK: Final = 256 * 1024
 _FIRST_LOOK: Final = 0.001
 _LONGEST_LOOK: Final = 0.05
 
@@ -164,6 +165,9 @@ class Worker(asyncio.Protocol):
             self._kill()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        with suppress(OSError):  # where writing failed first, what it had said is still to be read
+            while data := self._process.protocol.recv(CHUNK):
+                self.data_received(data)
         self._burial = self._loop.create_task(self._bury())
         for tell in self._mourners:
             tell(self._burial)

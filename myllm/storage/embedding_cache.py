@@ -32,6 +32,8 @@ KEPT: Final = 0.9
 """The part of the cap that eviction leaves, so that it is seldom needed."""
 IN_ONE_QUERY: Final = 500
 """Keys in one IN: SQLite before 3.32 takes 999 parameters."""
+MOST_USED: Final = 4096
+"""Entries read, after which that is noted."""
 _WINDOW: Final = struct.Struct("<3q")
 
 T = TypeVar("T")
@@ -82,28 +84,38 @@ class EmbeddingCache:
         self._connection: sqlite3.Connection | None = None
         self._usable = self._writable = True
         self._rebuilt = False
+        self._used: set[bytes] = set()
+        """Entries that were read since it was last noted."""
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, CachedVectors]:
-        """The entries there are; they count as used now."""
+        """The entries there are; they count as used now, which is noted for many at once, later."""
         if not keys:
             return {}
         found = self._attempt(lambda connection: _lookup(connection, keys)) or {}
-        if found and self._writable:
-            self._attempt(lambda connection: _touch(connection, list(found)), writes=True)
+        self._used |= found.keys()
+        if len(self._used) > MOST_USED:
+            self._touch()
         return found
 
     def put(self, entries: Mapping[bytes, CachedVectors]) -> None:
         """Keeps entries, all or none; the oldest make room where the cap is passed."""
         if entries and self._writable:
+            self._touch()  # first, or what is in use could make room
             self._attempt(lambda connection: _store(connection, entries, self._max_bytes), writes=True)
 
     def close(self) -> None:
         """Ends the connection; what has been put is kept."""
+        self._touch()
         self._usable = False
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+
+    def _touch(self) -> None:
+        used, self._used = list(self._used), set()
+        if used and self._writable:
+            self._attempt(lambda connection: _touch(connection, used), writes=True)
 
     def _attempt(self, action: Callable[[sqlite3.Connection], T], *, writes: bool = False) -> T | None:
         """Runs `action`; a broken file is replaced once, anything else ends the use of the cache."""
