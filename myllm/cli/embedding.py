@@ -28,7 +28,8 @@ GROUP_BYTES: Final = 1024 * 1024
 """Bytes of text after which a group is sent though it is not full."""
 HELD_TEXTS: Final = 8 * GROUP
 HELD_BYTES: Final = 64 * 1024 * 1024
-NEWS: Final = 256
+NEWS: Final = 4
+"""Times that the listener may be ahead; each brings what there was to read."""
 AT_ONCE: Final = 256 * 1024
 """Bytes of records that are written as one, while there are more to come."""
 NO_USE: Final = frozenset(
@@ -138,24 +139,22 @@ class Run:
         try:
             while finished is None or self.n_texts < finished.n_texts:
                 match self._news.get():
-                    case bytes(line):
-                        event = parse(line)
-                        if text := event.get("note"):
-                            note(text)
-                        elif not self.n_texts and event.keys() & {"loading", "pulling"}:
-                            preparing(event)
-                        self._take(event)
+                    case list(lines):
+                        for event in map(parse, lines):
+                            self._tell(event, preparing, note)
+                            self._take(event)
+                            advanced(self.n_texts, self.n_bytes)
                     case Failed(job, error):
                         self._sizes[job.index] = job.size
                         self._fail(job, error)
                         self._end(job)
+                        advanced(self.n_texts, self.n_bytes)
                     case Finished() as finished:
                         pass
                     case Lost(error):
                         raise error
                 if self._news.empty() or self._n_ready > AT_ONCE:
                     self._write_ready()
-                advanced(self.n_texts, self.n_bytes)
         finally:
             self._write_ready()
         if finished.error:
@@ -208,14 +207,23 @@ class Run:
     def _listen(self) -> None:
         """Runs on the listener's thread."""
         try:
-            for line in self._client.events():
-                self._news.put(line)
+            for lines in self._client.batches():
+                self._news.put(lines)
         except MyllmError as error:
             self._news.put(Lost(error))
         except Exception as bug:  # noqa: BLE001 — the main thread would wait for ever
             self._news.put(Lost(InternalError(f"embed: {type(bug).__name__}: {bug}")))
 
     # ── the main thread ─────────────────────────────────────────────────────────────────────
+
+    def _tell(
+        self, event: dict[str, Any], preparing: Callable[[dict[str, Any]], None], note: Callable[[str], None]
+    ) -> None:
+        """What of an event is for stderr."""
+        if text := event.get("note"):
+            note(text)
+        elif not self.n_texts and event.keys() & {"loading", "pulling"}:
+            preparing(event)
 
     def _take(self, event: dict[str, Any]) -> None:
         number: int | None = event.pop("id", None)

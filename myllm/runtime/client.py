@@ -84,9 +84,16 @@ class Client:
         Never ends by itself: whoever counts the done lines knows when to stop. Raises
         UnavailableError where the other side vanishes.
         """
+        for lines in self.batches():
+            yield from lines
+
+    def batches(self) -> Iterator[list[bytes]]:
+        """The same lines, as many at once as there are."""
         _ = self.max_in_flight
         while True:
-            yield self._next_line()
+            first = self._next_line()
+            lines, self._lines = [first, *self._lines], deque()
+            yield lines
 
     def close(self) -> None:
         """Ends the connection, and with it everything in flight. Returns at once, or nearly so."""

@@ -24,6 +24,7 @@ APPLICATION_ID: Final = 0x6D796C6D
 """`mylm`: in the header of each of our files, so that no other program's file is taken for ours."""
 BUSY_SECONDS: Final = 2.0
 """How long a statement waits for another process's lock."""
+BUSY_LOOK: Final = 0.01
 PRIVATE: Final = 0o600
 COMPANIONS: Final = ("-wal", "-shm")
 """Suffixes of the files that SQLite keeps beside a database in WAL mode."""
@@ -97,11 +98,27 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("COMMIT")
 
 
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Where two processes open a new file at once, SQLite tells one of them at once that it is locked,
+    whatever the timeout: to wait could be a deadlock. So this tries again.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(BUSY_LOOK)
+        else:
+            return
+
+
 def _set_up(
     connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration], synchronous: str
 ) -> None:
     version = _version(connection, path, len(migrations))
-    connection.execute("PRAGMA journal_mode = WAL")
+    _use_wal(connection)
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     if version == len(migrations):
         return

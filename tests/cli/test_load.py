@@ -76,6 +76,27 @@ def test_a_command_that_is_offline_pulls_nothing_though_the_daemon_may(
         assert "offline is set" in ended.err
 
 
+def test_an_idle_model_is_loaded_wider_for_a_prompt_over_its_window_and_a_busy_one_is_not(
+    run: Run, fake_model: FakeModel
+) -> None:
+    model = fake_model(window=100, ms_per_token=50)
+    assert run("load", model, "--context", 8, "--pin").status == 0
+    prompt = " ".join("word" for _ in range(20))
+    with running("gen", "-n", "-m", model, "a b c d e", "--context", 8, "--ignore-eos"):
+        for _ in range(200):
+            if loaded(run)[0]["busy"]:
+                break
+        refused = run("gen", "-m", model, prompt)
+    assert (refused.status, "load with a larger --context" in refused.err) == (67, True)
+    for _ in range(200):
+        if not loaded(run)[0]["busy"]:
+            break
+    answered = run("gen", "-m", model, prompt, "--max-tokens", 2)
+    assert (answered.status, answered.lines[-1]["usage"]["prompt_tokens"]) == (0, 20)
+    (entry,) = loaded(run)
+    assert (entry["window"], entry["pinned"]) == (100, True)
+
+
 # ── loading ─────────────────────────────────────────────────────────────────────────────────
 
 
