@@ -85,9 +85,7 @@ def daemons(home: Path, run: Run) -> Iterator[None]:
         os.kill(pid, signal.SIGKILL)
     assert left == {}
     assert not os.path.lexists(socket_path())
-    assert not {
-        fd for fd in set(os.listdir("/proc/self/fd")) - before if os.path.lexists(f"/proc/self/fd/{fd}")
-    }
+    assert [each for each in OPEN.iterdir() if each not in before and each.is_symlink()] == []
 
 
 class Captured:
