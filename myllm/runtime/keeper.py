@@ -115,18 +115,21 @@ class Keeper:
             await self._changed.wait()
         return [member.name for member in going]
 
-    def may_widen(self, worker: Worker) -> bool:
-        """Whether the worker has less than its model's own window and nothing to do."""
-        member = self._member(worker)
-        return member is not None and member.options.context is not None and not worker.busy
+    def give_way(self, worker: Worker) -> Member | None:
+        """A worker's member, which nobody gets any more, if it has less than its model's own window and
+        nothing to do.
+        """
+        member = next((member for member, each in self._workers.items() if each is worker), None)
+        if member is None or member.options.context is None or worker.busy:
+            return None
+        member.leaving = "window"
+        return member
 
-    async def widen(self, worker: Worker, model: Model, watch: Watch) -> Worker:
-        """A worker with the model's own window in the place of one that `may_widen`. Raises MyllmError."""
-        member = self._member(worker)
-        if member is None:  # it ended meanwhile
-            return await self.ready(model, LoadOptions(), watch)
+    async def widen(self, member: Member, model: Model, watch: Watch) -> Worker:
+        """A worker with the model's own window in the place of one that gave way. Raises MyllmError."""
         wishes = Wishes(math.inf if member.keep_alive is None else member.keep_alive, member.pinned)
-        await self._dismiss(member, "window")
+        if member in self._fleet.members:
+            await self._dismiss(member, "window")
         return await self.ready(model, member.options._replace(context=None), watch, wishes)
 
     async def close(self) -> None:
@@ -220,9 +223,6 @@ class Keeper:
         self._work.pop(member, None)
         self._workers.pop(member, None)
         self._tell_change()
-
-    def _member(self, worker: Worker) -> Member | None:
-        return next((member for member, each in self._workers.items() if each is worker), None)
 
     def _heed(self, member: Member, wishes: Wishes) -> None:
         if wishes.keep_alive is not None:

@@ -198,12 +198,13 @@ class Runtime:
         """
         call.rescue = None
         code = (event.get("error") or {}).get("code")
-        if code != ContextOverflowError.code or not self._keeper.may_widen(worker):
+        narrow = self._keeper.give_way(worker) if code == ContextOverflowError.code else None
+        if narrow is None:
             return False
 
         async def again(message: Message, call: Call, arrived: float) -> None:
             async with _within(message.get("deadline_ms")):
-                wider = await self._keeper.widen(worker, model, call.send)
+                wider = await self._keeper.widen(narrow, model, call.send)
             call.load_ms = _ms_since(arrived)
             wider.submit(_with_time_left(message, call.load_ms), call)
 
