@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from myllm import __version__
-from myllm.errors import BadDataError, TryAgainError, UnavailableError, from_wire
+from myllm.errors import TryAgainError, UnavailableError, from_wire
 from myllm.protocol import PROTOCOL, Message, MessageReader, encode, hello, parse
 
 CHUNK: Final = 256 * 1024
@@ -68,7 +68,8 @@ class Client:
 
         Raises UnavailableError where the other side vanishes before.
         """
-        self.send(request)
+        with suppress(UnavailableError):  # what the other side said before it went is still to be read
+            self.send(request)
         for line in self.events():
             yield line
             if is_done(line):
@@ -120,20 +121,7 @@ class Client:
             try:
                 self._connection.sendall(lines)
             except OSError as error:
-                self._raise_what_was_said()
                 raise UnavailableError(f"runtime: the connection is gone: {error}; try again") from error
-
-    def _raise_what_was_said(self) -> None:
-        """Raises the error with which the other side ended the connection, if it said one: the socket
-        still holds it though nothing more can be sent.
-        """
-        with suppress(OSError, BadDataError):
-            self._connection.setblocking(False)
-            while data := self._connection.recv(CHUNK):
-                self._lines.extend(self._reader.feed_lines(data))
-        for line in self._lines:
-            if (event := parse(line)).get("error") and "id" not in event:
-                raise from_wire(event["error"])
 
 
 def is_done(line: bytes) -> bool:
