@@ -40,6 +40,8 @@ IDLE_LOOKS: Final = 10
 """Times that it looks within these."""
 FAREWELL: Final = 1.0
 """Seconds that clients have to read what was written to them at last."""
+DESCRIPTORS: Final = 65_536
+"""Enough for any number of clients; a worker closes as many at its start, one by one on macOS."""
 ROOT: Final = 0
 
 
@@ -222,9 +224,11 @@ class Daemon:
 
 def _raise_descriptor_limit() -> None:
     """A client is a descriptor, and the usual limit of 1,024 is soon reached."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _say(fd: int, message: Message) -> None:
