@@ -162,6 +162,7 @@ class Keeper:
         process, self._spare = self._spare or spawn(), None
         worker = await Worker.attach(process)
         self._running.add(worker)
+        self._workers[member] = worker
         worker.when_dead(lambda burial: self._mourn(member, worker, burial))
         worker.when_idle(lambda: self._settle(member))
         started = self._now()
@@ -173,7 +174,6 @@ class Keeper:
             await worker.close()
             raise
         member.loading = False
-        self._workers[member] = worker
         self._log("loaded", model=member.name, pid=worker.pid, seconds=round(self._now() - started, 3))
         return worker
 
