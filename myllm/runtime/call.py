@@ -71,9 +71,7 @@ class Call:
 
     def finish(self, event: Message) -> None:
         """The done event; a second one is ignored."""
-        if self.rescue and self.rescue(event):
-            return
-        if not self.over:
+        if not self.over and not (self.rescue and self.rescue(event)):
             self.outcome = _outcome(event)
             self._write(encode(tagged(event, self.id)))
             self._end()

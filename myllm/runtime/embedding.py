@@ -41,13 +41,16 @@ class Embeddings:
         self._jobs: SimpleQueue[Callable[[EmbeddingCache], None] | None] = SimpleQueue()
 
     async def answer(
-        self, message: Message, call: Call, model: Model, submit: Callable[[Message, Call], Awaitable[None]]
+        self,
+        request: EmbedRequest,
+        message: Message,
+        call: Call,
+        model: Model,
+        submit: Callable[[Message, Call], Awaitable[None]],
     ) -> None:
-        """Answers what is cached; for the rest, `submit` readies a worker and passes it on.
-
-        Raises MyllmError.
+        """Answers what is cached of `request`, which is `message` checked; for the rest, `submit` readies a
+        worker and passes it on. Raises MyllmError.
         """
-        request = EmbedRequest.parse(message)
         keys = [b""] * len(request.texts)
         known: dict[bytes, CachedVectors] = {}
         if request.cache:

@@ -88,11 +88,6 @@ class Runtime:
         """Whether there is neither a request nor a model."""
         return not self._calls and self._keeper.empty
 
-    @property
-    def n_requests(self) -> int:
-        """Requests in flight, running or waiting."""
-        return len(self._calls)
-
     def configure(self, settings: Settings) -> None:
         """From now on other settings are in force; what is loaded stays as it is."""
         self._settings = settings
@@ -186,8 +181,7 @@ class Runtime:
             model = await self._find(name, message, call)
             worker = await self._ready(model, message, call)
         call.load_ms = _ms_since(arrived)
-        if self._options(model, message).context is None:
-            call.rescue = lambda event: self._rescued(event, worker, model, message, call, arrived)
+        call.rescue = lambda event: self._rescued(event, worker, model, message, call, arrived)
         worker.submit(_with_time_left(message, call.load_ms), call)
 
     def _rescued(
@@ -197,13 +191,15 @@ class Runtime:
         of the model's own window. A busy one's says what to do.
         """
         call.rescue = None
-        code = (event.get("error") or {}).get("code")
-        narrow = self._keeper.give_way(worker) if code == ContextOverflowError.code else None
+        if (event.get("error") or {}).get("code") != ContextOverflowError.code:
+            return False
+        asked = self._options(model, message).context is not None
+        narrow = None if asked else self._keeper.give_way(worker)
         if narrow is None:
             return False
 
         async def again(message: Message, call: Call, arrived: float) -> None:
-            async with _within(message.get("deadline_ms")):
+            async with _within(_with_time_left(message, _ms_since(arrived)).get("deadline_ms")):
                 wider = await self._keeper.widen(narrow, model, call.send)
             call.load_ms = _ms_since(arrived)
             wider.submit(_with_time_left(message, call.load_ms), call)
@@ -228,7 +224,7 @@ class Runtime:
                 from myllm.runtime.embedding import Embeddings  # with SQLite, which nobody else wants
 
                 self._embeddings = Embeddings()
-            await self._embeddings.answer(message, call, model, submit)
+            await self._embeddings.answer(request, message, call, model, submit)
 
     async def _load(self, message: Message, call: Call, arrived: float) -> None:
         """Has a model loaded, and kept as long as is asked for."""
