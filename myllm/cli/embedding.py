@@ -26,7 +26,7 @@ GROUP: Final = 64
 """Texts in one request."""
 GROUP_BYTES: Final = 1024 * 1024
 """Bytes of text after which a group is sent though it is not full."""
-HELD_TEXTS: Final = 8 * GROUP
+HELD_TEXTS: Final = 4 * GROUP
 HELD_BYTES: Final = 64 * 1024 * 1024
 NEWS: Final = 4
 """Times that the listener may be ahead; each brings what there was to read."""

@@ -70,12 +70,11 @@ class Embeddings:
             return
 
         async def keep(entries: dict[int, CachedVectors]) -> None:
-            if request.cache and entries:
-                kept = {keys[item]: entry for item, entry in entries.items()}
-                await self._in_cache(lambda cache: cache.put(kept))
-                self._tell(call)
+            kept = {keys[item]: entry for item, entry in entries.items()}
+            await self._in_cache(lambda cache: cache.put(kept))
+            self._tell(call)
 
-        misses = Misses(call, list(missing.values()), n_cached, keep)
+        misses = Misses(call, list(missing.values()), n_cached, keep if request.cache else None)
         await submit({**message, "texts": list(missing)}, misses)
         call.carrier = _Through(misses)  # only now: until a worker has it, the task is what can be cancelled
 
@@ -139,7 +138,7 @@ def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -
 
 class Misses(Call):
     """The part of a request that a worker does: its events go to `asker` under their own items, and what
-    came whole is kept. Of equal texts one is computed.
+    came whole goes to `keep`, if there is one. Of equal texts one is computed.
     """
 
     def __init__(
@@ -147,7 +146,7 @@ class Misses(Call):
         asker: Call,
         items: list[list[int]],
         n_cached: int,
-        keep: Callable[[dict[int, CachedVectors]], Awaitable[None]],
+        keep: Callable[[dict[int, CachedVectors]], Awaitable[None]] | None,
     ) -> None:
         super().__init__(asker.id, lambda line: None, lambda call: None, asker.client)
         self.model = asker.model
@@ -164,7 +163,7 @@ class Misses(Call):
         items = self._items[event["item"]]
         for item in items:
             self._asker.send({**event, "item": item})
-        if "embedding" in event:
+        if "embedding" in event and self._keep:
             window = (event["start"], event["end"], event["tokens"])
             self._windows.setdefault(items[0], []).append(window)
             self._vectors.setdefault(items[0], []).append(b64decode(event["embedding"]))
@@ -175,12 +174,14 @@ class Misses(Call):
         self.over = True
         if "usage" in event:
             event["usage"]["cached_texts"] = self._n_cached
-        if "error" in event or "finish_reason" in event:
+        if "error" in event or "finish_reason" in event or not self._vectors or self._keep is None:
             self._asker.finish(event)
         else:
-            self._conclusion = asyncio.get_running_loop().create_task(self._conclude(event))
+            self._conclusion = asyncio.get_running_loop().create_task(self._conclude(event, self._keep))
 
-    async def _conclude(self, event: Message) -> None:
+    async def _conclude(
+        self, event: Message, keep: Callable[[dict[int, CachedVectors]], Awaitable[None]]
+    ) -> None:
         """Keeps the vectors first: a cold command ends with its last line."""
         entries = {
             item: CachedVectors(self._windows[item], vectors)
@@ -188,7 +189,7 @@ class Misses(Call):
             if len(vectors := b"".join(parts)) <= LARGEST_ENTRY
         }
         try:
-            await self._keep(entries)
+            await keep(entries)
         except Exception as error:  # noqa: BLE001 — a bug of the cache must not take the answer along
             self._asker.fail(InternalError(f"embed: {type(error).__name__}: {error}"))
         else:
