@@ -9,14 +9,17 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 from myllm.errors import TryAgainError, UnavailableError, from_wire
+from myllm.models.locks import try_locked
 from myllm.protocol import PROTOCOL, parse
 from myllm.runtime.client import Client
 from myllm.runtime.dial import dial_daemon
+from myllm.runtime.socket_file import socket_path
 
 PATIENCE: Final = 40.0
 """Seconds that it has to finish what it does, 30, and a little more."""
@@ -45,26 +48,35 @@ def end(client: Client, note: Callable[[str], None] = lambda text: None) -> int:
         raise UnavailableError(
             f"daemon: `myllm serve` of version {version} runs as process {pid}; stop it there"
         )
-    process = Process(pid)
-    try:
-        _ask(client, pid)
+    with closing(Process(pid)) as process, _asked(client, pid):
         if not process.ends(SILENCE):
             note(f"waiting for the daemon, process {pid}: it finishes what it does")
             if not process.ends(PATIENCE):
                 raise UnavailableError(f"daemon: process {pid} does not end; see its log, or kill it")
-    finally:
-        process.close()
     return pid
 
 
-def _ask(client: Client, pid: int) -> None:
+@contextmanager
+def _asked(client: Client, pid: int) -> Iterator[None]:
     """Has the daemon begin to end, where possible not by a signal: a second one, if somebody else stops it
     too, would end it at once, with all that runs. Raises what it refuses with.
     """
-    if client.greeting.get("protocol") != PROTOCOL:
+    if client.greeting.get("protocol") == PROTOCOL:
+        _ask(client)
+        yield
+        return
+    lock = try_locked(Path(f"{socket_path()}.stop"))
+    if lock is not None:  # else another process of ours has sent the signal
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-        return
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _ask(client: Client) -> None:
     try:
         *_, line = client.stream({"op": "shutdown"})
     except UnavailableError:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,8 +17,9 @@ import pytest
 
 from myllm import __version__
 from myllm.errors import UnavailableError
+from myllm.protocol import PROTOCOL, encode
 from myllm.runtime import start
-from myllm.runtime.dial import dial_daemon
+from myllm.runtime.socket_file import dial, socket_path
 
 from .conftest import Launch
 from .rig import MYLLM, children, command_with, gen, numbered, processes, until
@@ -66,45 +67,52 @@ def test_commands_run_without_another_versions_daemon_and_say_so(
     assert old.ended() == 0
 
 
-@pytest.mark.parametrize("prelude", [OLD, OTHER_PROTOCOL])
+@pytest.mark.parametrize(("prelude", "protocol"), [(OLD, PROTOCOL), (OTHER_PROTOCOL, 0)])
 def test_start_drains_and_replaces_another_versions_daemon(
-    monkeypatch: pytest.MonkeyPatch, launch: Launch, fake_model: FakeModel, prelude: str
+    monkeypatch: pytest.MonkeyPatch, launch: Launch, fake_model: FakeModel, prelude: str, protocol: int
 ) -> None:
     old = OldDaemon(monkeypatch, prelude)
     model = fake_model(tokens=numbered(200), ms_per_token=10)
     text: list[str] = []
-    running = None
-    if prelude is OLD:
-        running = threading.Thread(target=lambda: text.append(_whole_answer(model)))
-        running.start()
-        until(lambda: children(old.pid))
-        time.sleep(0.5)
+    running = threading.Thread(target=lambda: text.append(_whole_answer(model, protocol)))
+    running.start()
+    until(lambda: children(old.pid))
+    time.sleep(0.5)
     began = time.monotonic()
     new = launch()
-    if running:
-        running.join()
-        assert text == ["".join(numbered(200))], "what ran was finished"
-        assert time.monotonic() - began > 0.5
+    running.join()
+    assert text == ["".join(numbered(200))], "what ran was finished"
+    assert time.monotonic() - began > 0.5
     assert new.pid != old.pid
     assert new.status()["daemon"]["version"] == __version__
     assert old.ended() == 0
 
 
-def _whole_answer(model: Path) -> str:
-    client = dial_daemon()
-    assert client is not None
-    with client:
-        *_, last = map(orjson.loads, client.stream(gen(model)))
+def _whole_answer(model: Path, protocol: int) -> str:
+    """What a client of that protocol is told."""
+    connection = dial(socket_path(), 5)
+    assert connection is not None
+    with connection, connection.makefile("rb") as lines:
+        connection.sendall(encode({"hello": {"protocol": protocol}}) + encode(gen(model)))
+        *_, last = map(orjson.loads, lines_until_done(lines))
     return str(last["full_text"])
 
 
+def lines_until_done(lines: Iterable[bytes]) -> Iterator[bytes]:
+    for line in lines:
+        yield line
+        if b'"done":true' in line:
+            return
+
+
+@pytest.mark.parametrize(("prelude", "protocol"), [(OLD, PROTOCOL), (OTHER_PROTOCOL, 0)])
 def test_several_who_replace_an_old_daemon_let_it_finish(
-    monkeypatch: pytest.MonkeyPatch, launch: Launch, fake_model: FakeModel
+    monkeypatch: pytest.MonkeyPatch, launch: Launch, fake_model: FakeModel, prelude: str, protocol: int
 ) -> None:
-    old = OldDaemon(monkeypatch, OLD)
+    old = OldDaemon(monkeypatch, prelude)
     model = fake_model(tokens=numbered(200), ms_per_token=10)
     text: list[str] = []
-    running = threading.Thread(target=lambda: text.append(_whole_answer(model)))
+    running = threading.Thread(target=lambda: text.append(_whole_answer(model, protocol)))
     running.start()
     until(lambda: children(old.pid))
     time.sleep(0.5)
