@@ -111,7 +111,7 @@ def _copy(stream: IO[bytes], file: Path, digest: hashlib._Hash, size: int) -> It
 def _archive_errors(wheel: Path) -> Iterator[None]:
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
-        raise BadDataError(f"{wheel.name!r:.120}: not a readable wheel: {error}") from error
-    except RuntimeError as error:  # zipfile's word for an encrypted member
+    # RuntimeError is zipfile's word for an encrypted member; NotImplementedError, a kind of it, for a method
+    # of compression that it does not know.
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         raise BadDataError(f"{wheel.name!r:.120}: not a readable wheel: {error}") from error
