@@ -100,14 +100,18 @@ class Keeper:
         )
         self._keep_alive = settings.keep_alive
 
-    async def unload(self, model: Model | None) -> list[str]:
+    def has(self, name: str) -> bool:
+        """Whether a model of that name is loaded or about to be."""
+        return any(member.name == name for member in self._fleet.members)
+
+    async def unload(self, name: str | None) -> list[str]:
         """Lets a model go, or all of them, when their running requests have finished; their names.
 
         Raises NotFoundError where it is not loaded.
         """
-        going = [m for m in self._fleet.members if model is None or m.path == model.path]
-        if model is not None and not going:
-            raise NotFoundError(f"{model.name}: not loaded; `myllm load --list` shows what is")
+        going = [member for member in self._fleet.members if name in (None, member.name)]
+        if name is not None and not going:
+            raise NotFoundError(f"{name}: not loaded; `myllm load --list` shows what is")
         for member in going:
             member.leaving = "unload"
         self._review()

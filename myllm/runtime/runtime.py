@@ -237,16 +237,17 @@ class Runtime:
 
     async def _unload(self, message: Message, call: Call, arrived: float) -> None:
         """Has a model go, or all of them."""
+        given = _text(message, "model")
         if message.get("all") is True:
-            names = await self._keeper.unload(None)
-        else:
-            name = _text(message, "model")
-            if name is None:
-                raise UsageError("unload: give a model, or all")
-            # Not `_find`, which would pull what is not even here.
-            model = await in_daemon_thread(lambda: self._open_registry(offline=True).resolve(name))
-            names = await self._keeper.unload(model)
-        call.finish({"done": True, "unloaded": names})
+            call.finish({"done": True, "unloaded": await self._keeper.unload(None)})
+            return
+        if given is None:
+            raise UsageError("unload: give a model, or all")
+        name = given
+        if not self._keeper.has(given):  # an alias, say; not `_find`, which would pull what is not even here
+            registry = self._open_registry(offline=True)
+            name = await in_daemon_thread(lambda: registry.resolve(given).name)
+        call.finish({"done": True, "unloaded": await self._keeper.unload(name)})
 
     async def _status(self, message: Message, call: Call, arrived: float) -> None:
         about = {"requests": len(self._calls) - 1, "draining": self._refusal is not None, **self._about()}

@@ -76,6 +76,14 @@ def test_a_command_that_is_offline_pulls_nothing_though_the_daemon_may(
         assert "offline is set" in ended.err
 
 
+def test_a_model_whose_file_is_gone_can_be_unloaded(run: Run, fake_model: FakeModel) -> None:
+    model = fake_model()
+    assert run("load", model).status == 0
+    model.unlink()
+    assert run("load", "--unload", model).status == 0
+    assert loaded(run) == []
+
+
 def test_an_idle_model_is_loaded_wider_for_a_prompt_over_its_window_and_a_busy_one_is_not(
     run: Run, fake_model: FakeModel
 ) -> None:

@@ -366,12 +366,12 @@ def test_unload_waits_for_the_work_and_the_end() -> None:
         kept = Kept()
         worker = await kept.ready(work=10, wishes=Wishes(pin=True))
         began = asyncio.get_running_loop().time()
-        assert await kept.keeper.unload(model("model")) == ["model"]
+        assert await kept.keeper.unload(model("model").name) == ["model"]
         assert asyncio.get_running_loop().time() - began > 9
         assert worker.closed
         assert kept.logged[-1] == ("unloaded", "unload")
         with pytest.raises(NotFoundError, match="not loaded"):
-            await kept.keeper.unload(model("model"))
+            await kept.keeper.unload(model("model").name)
         assert await kept.keeper.unload(None) == []
 
     simulated(scenario())
