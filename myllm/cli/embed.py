@@ -264,7 +264,8 @@ def _conclude(streams: Streams, run: Run) -> int:
     """Notes on stderr and the exit status. Raises the error of a lone text, and what left none with a vector
     where that is the end of the model's process."""
     if run.n_empty:
-        streams.note(f"{run.n_empty:,} empty texts: their vector is what the model makes of no words")
+        texts = "an empty text" if run.n_empty == 1 else f"{run.n_empty:,} empty texts"
+        streams.note(f"{texts}: the vector is what the model makes of no words")
     if not run.n_failed:
         return 0
     if run.first_error and (
