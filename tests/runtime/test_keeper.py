@@ -171,13 +171,14 @@ def model(name: str) -> Model:
 # ── keep-alive ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_model_goes_after_its_keep_alive_counted_from_its_last_work() -> None:
+@pytest.mark.parametrize(("keep_alive", "work"), [(30 * MINUTE, 20 * MINUTE), (0, 5)])
+def test_a_model_goes_after_its_keep_alive_counted_from_its_last_work(keep_alive: float, work: float) -> None:
     async def scenario() -> None:
-        kept = Kept()
-        worker = await kept.ready(work=20 * MINUTE)
-        await asyncio.sleep(49 * MINUTE)
+        kept = Kept(keep_alive=keep_alive)
+        worker = await kept.ready(work=work)
+        await asyncio.sleep(work + keep_alive - 0.1)
         assert not worker.closed
-        await asyncio.sleep(2 * MINUTE)
+        await asyncio.sleep(0.6)
         assert worker.closed
         assert kept.keeper.empty
         assert kept.logged == [("loaded", ""), ("unloaded", "keep-alive")]
@@ -194,18 +195,6 @@ def test_a_model_that_is_to_stay_stays(wishes: Wishes) -> None:
         assert not worker.closed
         await kept.ready(wishes=Wishes(keep_alive=MINUTE, pin=False))
         await asyncio.sleep(2 * MINUTE)
-        assert worker.closed
-
-    simulated(scenario())
-
-
-def test_without_keep_alive_a_model_goes_right_after_its_work() -> None:
-    async def scenario() -> None:
-        kept = Kept(keep_alive=0)
-        worker = await kept.ready(work=5)
-        await asyncio.sleep(4.9)
-        assert not worker.closed
-        await asyncio.sleep(0.5)
         assert worker.closed
 
     simulated(scenario())
