@@ -179,7 +179,8 @@ class EmbedQueue:
     def _fail(self, embeddings: Iterable[Embedding], error: MyllmError) -> list[Message]:
         events = []
         for embedding in embeddings:
-            if self._embeddings.pop(embedding.request.id or 0, None):
+            if self._embeddings.get(embedding.request.id or 0) is embedding:
+                del self._embeddings[embedding.request.id or 0]
                 self._forget(embedding)
                 events.append(tagged(error_event(error), embedding.request.id))
         return events

@@ -20,12 +20,16 @@ def fingerprint(path: Path) -> str:
     """64 hexadecimal digits. Raises what `read_errors` makes of a file that cannot be read."""
     with read_errors(str(path)):
         status = path.stat()
-        return _fingerprint(path, status.st_size, status.st_mtime_ns)
+        state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        return _fingerprint(path, state)
 
 
 @lru_cache(maxsize=16)
-def _fingerprint(path: Path, size: int, mtime_ns: int) -> str:
-    """Read once for a file that has not changed: every request for embeddings asks."""
+def _fingerprint(path: Path, state: tuple[int, int, int, int]) -> str:
+    """Read once for a file that has not changed: every request for embeddings asks. Its size and time
+    alone do not tell that: `cp -p` may put another in its place that has the same.
+    """
+    size, mtime_ns, *_ = state
     with path.open("rb") as file:
         header = file.read(HEADER_BYTES)
     return hashlib.sha256(b"%b\0%d\0%d" % (header, size, mtime_ns)).hexdigest()

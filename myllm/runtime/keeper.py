@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from myllm import hardware
 from myllm.errors import MyllmError, NotFoundError
@@ -70,7 +70,7 @@ class Keeper:
         self._placing = asyncio.Lock()
         self._changed = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._ends: dict[Member, asyncio.Task[None]] = {}
 
     @property
     def empty(self) -> bool:
@@ -133,7 +133,7 @@ class Keeper:
         """A worker with the model's own window in the place of one that gave way. Raises MyllmError."""
         wishes = Wishes(math.inf if member.keep_alive is None else member.keep_alive, member.pinned)
         if member in self._fleet.members:
-            await self._dismiss(member, "window")
+            await asyncio.wait([self._dismiss(member, "window")])
         return await self.ready(model, member.options._replace(context=None), watch, wishes)
 
     async def close(self) -> None:
@@ -194,12 +194,15 @@ class Keeper:
             newcomer.placed = True
 
     def _dismiss(self, member: Member, reason: str) -> asyncio.Task[None]:
-        """Ends a member without work, which nobody gets any more; done when its memory is free."""
-        member.leaving, member.busy = member.leaving or reason, True
-        task = asyncio.get_running_loop().create_task(self._end(member))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        """Ends a member without work, which nobody gets any more; done when its memory is free.
+
+        For `asyncio.wait`: whoever awaited it and gave up would cancel it for all.
+        """
+        if member not in self._ends:
+            member.leaving, member.busy = member.leaving or reason, True
+            task = self._ends[member] = asyncio.get_running_loop().create_task(self._end(member))
+            task.add_done_callback(lambda _: self._ends.pop(member))
+        return self._ends[member]
 
     async def _end(self, member: Member) -> None:
         if worker := self._workers.pop(member, None):

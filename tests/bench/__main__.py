@@ -28,6 +28,7 @@ SECTIONS: Final[dict[str, Callable[[Setting], Iterator[Row]]]] = {
     "prefix": latency.prefix,
     "cold": commands.cold,
     "batch": commands.batch,
+    "models": commands.listed,
     "embed": embedding.embed,
     "warm": daemon.warm,
     "streams": daemon.streams,

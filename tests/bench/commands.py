@@ -1,8 +1,9 @@
-"""Commands from a cold start: one answer against llama-completion and `llm`, and a batch of 200 prompts."""
+"""Commands from a cold start: one answer against llama-completion and `llm`, a batch of 200 prompts, a list."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from tests.bench.figures import Row, alone, at_most, compared, interleaved
 from tests.bench.peers import completion_command, llm_command
 from tests.bench.processes import wall_seconds, watched
 from tests.bench.setting import Setting
+from tests.models.gguf_maker import make_gguf
 
 PROMPT = "Say hi"
 N_TOKENS = 8
@@ -63,6 +65,21 @@ def batch(setting: Setting) -> Iterator[Row]:
     yield alone(f"{name}: whole command", "tokens/s", [n_tokens / seen.seconds])
 
 
+def listed(setting: Setting) -> Iterator[Row]:
+    """`myllm models list` of many models in a folder of the user's, all of which it has seen before."""
+    top, count = setting.work / "models", setting.sizes.models
+    for n in range(count):
+        folder = top / f"publisher-{n % 100}" / f"repo-{n}"
+        folder.mkdir(parents=True)
+        make_gguf(folder / f"model-{n}.gguf")
+    environment = {**os.environ, "HOME": str(setting.work), "MYLLM_MODELS_PATHS": str(top)}
+    environment |= {"XDG_CACHE_HOME": str(setting.work / "cache")}
+    ours = partial(wall_seconds, [str(_program()), "models", "list"], environment)
+    ours()  # reads them all, once
+    runs = [ours() for _ in range(setting.n_pairs)]
+    yield alone(f"`myllm models list`, {count:,} models listed before", "s", runs, at_most(1, " s"))
+
+
 def _mixed_prompts(setting: Setting) -> list[dict[str, Any]]:
     """Mostly short prompts and a few long ones among them, each with a key of its own."""
     sizes, source = setting.sizes, random.Random(2)
@@ -93,6 +110,9 @@ def _checked_tokens(prompts: list[dict[str, Any]], records: list[dict[str, Any]]
 
 def _gen(setting: Setting, *options: Any) -> list[str]:
     """`myllm gen` as installed beside this Python."""
-    program = Path(sys.executable).with_name("myllm")
     loading = ("-m", setting.model, "--threads", setting.threads)
-    return [str(part) for part in (program, "gen", *loading, *options)]
+    return [str(part) for part in (_program(), "gen", *loading, *options)]
+
+
+def _program() -> Path:
+    return Path(sys.executable).with_name("myllm")

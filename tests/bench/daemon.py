@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.bench.commands import N_TOKENS, PROMPT
 from tests.bench.figures import Row, alone, at_least, at_most, compared, interleaved
-from tests.bench.ours import BATCH, Engine, opened
+from tests.bench.ours import BATCH, Engine
 from tests.bench.peers import completion_command, llm_command
 from tests.bench.processes import tree_pss, wall_seconds
 from tests.bench.setting import Setting
@@ -57,7 +57,7 @@ def warm(setting: Setting) -> Iterator[Row]:
 def streams(setting: Setting) -> Iterator[Row]:
     """As many streams at once from one process through the socket, against the engine in this process."""
     sizes = setting.sizes
-    with _running(setting) as environment, opened(setting.model, setting.threads) as engine:
+    with _running(setting) as environment, closing(Engine(setting.model, setting.threads)) as engine:
         _alone(engine, sizes.batched_prompt, 2)
         load = partial(_through_socket, setting, environment, sizes.batched_prompt, sizes.streamed)
         load()

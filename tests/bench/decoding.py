@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 
 from tests.bench.figures import Row, alone, at_least, at_most, compared, interleaved
-from tests.bench.ours import BATCH, Engine, opened
+from tests.bench.ours import BATCH, Engine
 from tests.bench.peers import KV_MODES, BatchedRates, batched_rates, decode_rate_alone
 from tests.bench.setting import Setting
 
@@ -19,7 +20,7 @@ def single(setting: Setting) -> Iterator[Row]:
     n_tokens = setting.sizes.alone
 
     def ours() -> float:
-        with opened(setting.model, setting.threads) as engine:  # an empty cache, as llama-bench has
+        with closing(Engine(setting.model, setting.threads)) as engine:  # an empty cache, as llama-bench has
             engine.run([engine.random_tokens(1)], 2)  # llama-bench warms up as well
             (done,) = engine.run([engine.random_tokens(1)], n_tokens + 1)
             return 1000 * n_tokens / float(done["timings"]["decode_ms"])
@@ -47,7 +48,7 @@ def batched(setting: Setting, sequences: int) -> Iterator[Row]:
     whole_pairs: list[tuple[float, float]] = []
     decode_pairs: list[tuple[float, float]] = []
     shares: list[float] = []
-    with opened(setting.model, setting.threads) as engine:
+    with closing(Engine(setting.model, setting.threads)) as engine:
         _run(engine, sequences, prompt, generated)  # finds its row limit, grows its cache
         peer = partial(
             batched_rates,

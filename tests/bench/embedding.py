@@ -8,12 +8,13 @@ import shutil
 import sys
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
-from tests.bench import llama_server, our_embedder, transformers_peer
+from tests.bench import llama_server, transformers_peer
 from tests.bench.figures import Row, alone, at_least, at_most, compared, interleaved
 from tests.bench.llama_server import Flags, Shape
 from tests.bench.our_embedder import Embedder
@@ -35,7 +36,7 @@ def embed(setting: Setting) -> Iterator[Row]:
     """All of it, on the default embedding model."""
     model = model_file(MODEL)
     texts = sentences(setting.sizes.sentences)
-    with our_embedder.opened(model, setting.threads) as ours:
+    with closing(Embedder(model, setting.threads)) as ours:
         ours.rate(texts)  # makes its contexts
         yield _against_llama_server(setting, model, ours, texts)
         if setting.transformers:

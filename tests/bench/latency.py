@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import pairwise
 from statistics import median, quantiles
 from typing import NamedTuple
 
 from tests.bench.figures import Row, at_most, compared
-from tests.bench.ours import Engine, opened
+from tests.bench.ours import Engine
 from tests.bench.setting import Setting
 
 STREAMS = 16
@@ -32,7 +33,7 @@ class Meeting(NamedTuple):
 def pace(setting: Setting) -> Iterator[Row]:
     """16 running streams when a long prompt arrives, and the same prompt on the idle engine."""
     n_prompt = setting.sizes.long_prompt
-    with opened(setting.model, setting.threads) as engine:
+    with closing(Engine(setting.model, setting.threads)) as engine:
         streams = [_story(engine, number, n) for number, n in enumerate(_depths(setting))]
         _meet(engine, streams, setting)  # warms up: cache grown, paces known
         meetings, idle = [], []
@@ -96,7 +97,7 @@ def _story(engine: Engine, number: int, n_tokens: int) -> list[int]:
 def prefix(setting: Setting) -> Iterator[Row]:
     """16 prompts at once: with one beginning, and with none in common."""
     length = setting.sizes.prefix
-    with opened(setting.model, setting.threads) as engine:
+    with closing(Engine(setting.model, setting.threads)) as engine:
         engine.run([engine.random_tokens(length)], 1)
         pairs = []
         for _ in range(setting.n_pairs):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from myllm.cli.embedding import GROUP
@@ -60,13 +58,3 @@ class Embedder:
             self._n_done += event.get("done", False)
         if self._n_done == self._n_requests:
             self._finished.set()
-
-
-@contextmanager
-def opened(model: Path, threads: int) -> Iterator[Embedder]:
-    """An embedder for the length of a block."""
-    embedder = Embedder(model, threads)
-    try:
-        yield embedder
-    finally:
-        embedder.close()

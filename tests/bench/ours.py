@@ -9,8 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,13 +144,3 @@ class Engine:
         return Step(
             time.monotonic(), status["prompt_tokens"], status["generated_tokens"], status["decode_seconds"]
         )
-
-
-@contextmanager
-def opened(model: Path, threads: int) -> Iterator[Engine]:
-    """An engine for the length of a block."""
-    engine = Engine(model, threads)
-    try:
-        yield engine
-    finally:
-        engine.close()

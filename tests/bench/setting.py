@@ -32,6 +32,8 @@ class Sizes:
     long_records: int
     """Of these, long ones."""
     long_record: int
+    models: int
+    """Models in a folder that is listed."""
     sentences: int
     """Sentences to embed."""
     calibration: int
@@ -57,6 +59,7 @@ FULL: Final = Sizes(
     records=200,
     long_records=6,
     long_record=1500,
+    models=10_000,
     sentences=1000,
     calibration=512,
     lines=(1000, 100_000),
@@ -78,6 +81,7 @@ TINY: Final = Sizes(
     records=6,
     long_records=1,
     long_record=60,
+    models=100,
     sentences=80,
     calibration=16,
     lines=(10, 100),

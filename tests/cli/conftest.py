@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -54,6 +56,24 @@ def run() -> Run:
         return Ended(subprocess.run(command, check=False, **options))
 
     return start
+
+
+def on_a_terminal(*arguments: object) -> str:
+    """What a terminal of 200 columns shows of a run whose three streams it is; the run must succeed."""
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 200))
+    command = [*MYLLM, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower) as process:
+        os.close(follower)
+        shown = b""
+        try:
+            while data := os.read(leader, 4096):
+                shown += data
+        except OSError:  # Linux says EIO where the other side is closed
+            pass
+        assert process.wait(10) == 0
+    os.close(leader)
+    return shown.decode().replace("\r\n", "\n")
 
 
 def processes_of(home: Path) -> dict[int, str]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import subprocess
-import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ import myllm.runtime
 from myllm.cli import myllm as root
 from myllm.errors import UnavailableError
 
-from .conftest import MYLLM, Captured, Run
+from .conftest import MYLLM, Captured, Run, on_a_terminal
 
 FakeModel = Callable[..., Path]
 
@@ -166,36 +163,17 @@ def test_a_relative_path_to_a_model_works(run: Run, fake_model: FakeModel) -> No
     assert run("gen", "x", "-t", "-m", f"./{model.name}", cwd=model.parent).out == b"hi\n"
 
 
-def on_a_terminal(*arguments: object) -> bytes:
-    """What a terminal shows of a run whose three streams are all that terminal."""
-    leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (24, 80))
-    with subprocess.Popen(
-        [*MYLLM, *map(str, arguments)], stdin=follower, stdout=follower, stderr=follower
-    ) as process:
-        os.close(follower)
-        shown = b""
-        try:
-            while data := os.read(leader, 4096):
-                shown += data
-        except OSError:  # the other side is closed
-            pass
-        process.wait(10)
-    os.close(leader)
-    return shown
-
-
 def test_a_terminal_gets_text_with_its_controls_escaped(fake_model: FakeModel) -> None:
     model = fake_model(tokens=["\x1b", "]52;c;eA==\x07", "\x9bhi\x7f"])
     shown = on_a_terminal("gen", "x", "-m", model, "--no-progress")
-    assert shown == b"\\x1b]52;c;eA==\\x07\\x9bhi\\x7f\r\n"
+    assert shown == "\\x1b]52;c;eA==\\x07\\x9bhi\\x7f\n"
 
 
 def test_a_load_is_shown_as_a_bar_on_a_terminal_and_taken_away(fake_model: FakeModel) -> None:
     model = fake_model(tokens=["hi"], load_ms=600)
     shown = on_a_terminal("gen", "x", "-m", model)
-    assert b"loading" in shown
-    assert shown.endswith(b"hi\r\n")
+    assert "loading" in shown
+    assert shown.endswith("hi\n")
 
 
 def test_progress_never_reaches_stdout(run: Run, fake_model: FakeModel) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
 import signal
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +17,7 @@ import pytest
 
 from myllm.runtime.socket_file import socket_path
 
-from .conftest import MYLLM, Run, processes_of
+from .conftest import MYLLM, Run, on_a_terminal, processes_of
 
 FakeModel = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("daemons")
@@ -32,24 +30,6 @@ def loaded(run: Run) -> list[dict[str, Any]]:
 def daemon_pid(home: Path) -> int:
     (pid,) = [pid for pid, command in processes_of(home).items() if "runtime.daemon" in command]
     return pid
-
-
-def on_a_terminal(*arguments: object) -> str:
-    """What a terminal of 200 columns shows of a run; the run must succeed."""
-    leader, follower = pty.openpty()
-    termios.tcsetwinsize(follower, (24, 200))
-    command = [*MYLLM, *map(str, arguments)]
-    with subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower) as process:
-        os.close(follower)
-        shown = b""
-        try:
-            while data := os.read(leader, 4096):
-                shown += data
-        except OSError:  # the other side is closed
-            pass
-        assert process.wait(10) == 0
-    os.close(leader)
-    return shown.decode().replace("\r\n", "\n")
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -20,6 +19,8 @@ sys.path.append(str(Path(__file__).parents[1] / "models"))  # the fakes and the 
 
 from gguf_maker import make_gguf
 from servers import Origin, PackageIndex, wheel_file
+
+from .conftest import on_a_terminal
 
 ROOT = Path(__file__).parents[2]
 FIELDS = [
@@ -38,22 +39,6 @@ def models(*arguments: object, **environment: str) -> subprocess.CompletedProces
         stdin=subprocess.DEVNULL,
         timeout=60,
     )
-
-
-def on_a_terminal(*arguments: object) -> str:
-    """What a terminal of 200 columns gets on stdout."""
-    master, slave = pty.openpty()
-    command = [sys.executable, "-m", "myllm", "models", *map(str, arguments)]
-    subprocess.run(command, cwd=ROOT, stdin=slave, stdout=slave, stderr=subprocess.DEVNULL, check=True)
-    os.close(slave)
-    seen = b""
-    try:
-        while chunk := os.read(master, 65536):
-            seen += chunk
-    except OSError:  # Linux says EIO where the other side is closed
-        pass
-    os.close(master)
-    return seen.decode().replace("\r\n", "\n")
 
 
 @pytest.fixture
@@ -98,12 +83,12 @@ def test_no_word_lists_and_a_pipe_gets_jsonl(tiny: Path) -> None:
 def test_a_terminal_gets_a_table(tiny: Path) -> None:
     models("add", tiny)
     models("alias", "t", "tiny")
-    lines = on_a_terminal("list").splitlines()
+    lines = on_a_terminal("models", "list").splitlines()
     assert lines[0].split() == ["NAME", "SIZE", "PARAMETERS", "FORMAT", "CONTEXT", "SOURCE"]
     assert lines[1].startswith("tiny, t ")
     assert lines[2].startswith("smollm2 ")
     assert lines[2].endswith("(not pulled)")
-    assert on_a_terminal("list") == models("list", "-t").stdout
+    assert on_a_terminal("models", "list") == models("list", "-t").stdout
 
 
 def test_show_prints_designs_fields_and_the_template(tiny: Path) -> None:
@@ -133,10 +118,10 @@ def test_names_in_files_cannot_reach_the_terminal(tmp_path: Path) -> None:
     evil = "\x1b]52;c;ZXZpbA==\x07\x9b2J\nSECOND LINE"
     path = make_gguf(tmp_path / "m.gguf", {"general.name": evil, "general.file_type": None})
     for arguments in (("show", path), ("list",)):
-        shown = on_a_terminal(*arguments)
+        shown = on_a_terminal("models", *arguments)
         assert not set(shown) & {"\x1b", "\x07", "\x9b"}
         assert "\nSECOND LINE" not in shown
-    assert "\\x1b]52" in on_a_terminal("show", path)
+    assert "\\x1b]52" in on_a_terminal("models", "show", path)
 
 
 def test_pull_add_verify_rm_round_trip(index: PackageIndex, tmp_path: Path, tiny: Path, home: Path) -> None:

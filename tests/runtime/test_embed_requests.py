@@ -181,12 +181,11 @@ def test_cancelling_while_the_model_loads_ends_it(client: Client, fake_model: Fa
 def test_a_deadline_counts_from_arrival_also_over_a_load(client: Client, fake_model: FakeModel) -> None:
     model = fake_model(load_ms=600, prompt_ms_per_token=5)
     texts = [f"text {number}" for number in range(250)]
-    started = time.monotonic()
     *events, done = embed(client, model, texts, deadline_ms=1000)
     assert done["finish_reason"] == "deadline"
-    assert time.monotonic() - started < 1.5
     assert done["timings"]["load_ms"] >= 600
-    assert len(vectors(events)) < 250
+    n_tokens = sum(event["tokens"] for event in events if "embedding" in event)
+    assert n_tokens * 5 <= 1000 - 600, "what there was time for after the load"
 
 
 def test_a_generation_streams_on_while_500_texts_are_embedded(client: Client, fake_model: FakeModel) -> None:

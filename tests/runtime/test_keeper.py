@@ -14,11 +14,13 @@ from myllm.errors import BadDataError, MyllmError, NotFoundError, UnavailableErr
 from myllm.models.registry import Model
 from myllm.requests import LoadOptions
 from myllm.runtime import keeper as module
-from myllm.runtime.fleet import Fleet
+from myllm.runtime.fleet import Fleet, Member
 from myllm.runtime.keeper import Keeper, Wishes
 
 MINUTE = 60.0
 AS_IT_IS = Wishes()
+ANYHOW = LoadOptions()
+NARROW = LoadOptions(context=512, threads=3)
 Event = dict[str, Any]
 
 
@@ -64,6 +66,7 @@ class ScriptedWorker:
         self.busy = False
         self.closed = False
         self.name = ""
+        self.options = LoadOptions()
         self._mourners: list[Callable[[asyncio.Task[None]], None]] = []
         self._rested: Callable[[], None] = lambda: None
 
@@ -73,7 +76,7 @@ class ScriptedWorker:
         return cls.started[-1]
 
     async def load(self, path: Path, name: str, options: LoadOptions, tell: Callable[[Event], None]) -> Event:
-        self.name = name
+        self.name, self.options = name, options
         tell({"loading": 0.5})
         if gate := self.gates.get(name):
             await gate.wait()
@@ -136,11 +139,25 @@ class Kept:
             log=lambda event, **fields: self.logged.append((event, fields.get("reason", ""))),
         )
 
-    async def ready(self, name: str = "model", wishes: Wishes = AS_IT_IS, work: float = 0) -> ScriptedWorker:
+    async def ready(
+        self,
+        name: str = "model",
+        wishes: Wishes = AS_IT_IS,
+        work: float = 0,
+        options: LoadOptions = ANYHOW,
+    ) -> ScriptedWorker:
         """A worker, which is given work for some seconds at once."""
-        worker: Any = await self.keeper.ready(model(name), LoadOptions(), lambda event: None, wishes)
+        worker: Any = await self.keeper.ready(model(name), options, lambda event: None, wishes)
         if work:
             worker.work(work)
+        return worker  # type: ignore[no-any-return]
+
+    def give_way(self, worker: ScriptedWorker) -> Member | None:
+        return self.keeper.give_way(worker)  # type: ignore[arg-type]
+
+    async def widen(self, member: Member) -> ScriptedWorker:
+        """The worker with the model's own window; by the time it begins to load, no other is left."""
+        worker: Any = await self.keeper.widen(member, model(member.name), lambda event: None)
         return worker  # type: ignore[no-any-return]
 
     async def names(self) -> list[str]:
@@ -154,13 +171,14 @@ def model(name: str) -> Model:
 # ── keep-alive ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_model_goes_after_its_keep_alive_counted_from_its_last_work() -> None:
+@pytest.mark.parametrize(("keep_alive", "work"), [(30 * MINUTE, 20 * MINUTE), (0, 5)])
+def test_a_model_goes_after_its_keep_alive_counted_from_its_last_work(keep_alive: float, work: float) -> None:
     async def scenario() -> None:
-        kept = Kept()
-        worker = await kept.ready(work=20 * MINUTE)
-        await asyncio.sleep(49 * MINUTE)
+        kept = Kept(keep_alive=keep_alive)
+        worker = await kept.ready(work=work)
+        await asyncio.sleep(work + keep_alive - 0.1)
         assert not worker.closed
-        await asyncio.sleep(2 * MINUTE)
+        await asyncio.sleep(0.6)
         assert worker.closed
         assert kept.keeper.empty
         assert kept.logged == [("loaded", ""), ("unloaded", "keep-alive")]
@@ -177,18 +195,6 @@ def test_a_model_that_is_to_stay_stays(wishes: Wishes) -> None:
         assert not worker.closed
         await kept.ready(wishes=Wishes(keep_alive=MINUTE, pin=False))
         await asyncio.sleep(2 * MINUTE)
-        assert worker.closed
-
-    simulated(scenario())
-
-
-def test_without_keep_alive_a_model_goes_right_after_its_work() -> None:
-    async def scenario() -> None:
-        kept = Kept(keep_alive=0)
-        worker = await kept.ready(work=5)
-        await asyncio.sleep(4.9)
-        assert not worker.closed
-        await asyncio.sleep(0.5)
         assert worker.closed
 
     simulated(scenario())
@@ -354,6 +360,112 @@ def test_a_newcomer_that_gives_up_while_another_ends_leaves_no_half_dead() -> No
         assert idle.closed
         assert kept.keeper.empty
         await kept.ready("idle")
+
+    simulated(scenario())
+
+
+# ── a window that was too small ─────────────────────────────────────────────────────────────
+
+
+def test_one_with_a_narrow_window_gives_way_and_nobody_new_gets_it() -> None:
+    async def scenario() -> None:
+        kept = Kept()
+        narrow = await kept.ready(options=NARROW)
+        assert await kept.ready() is narrow, "it served whoever did not ask for more"
+        await asyncio.sleep(1)
+        assert kept.give_way(narrow) is not None
+        assert await kept.ready() is not narrow
+
+    simulated(scenario())
+
+
+def test_one_with_its_models_own_window_or_with_work_or_dead_gives_no_way() -> None:
+    async def scenario() -> None:
+        kept = Kept()
+        busy, dead = await kept.ready("busy", options=NARROW), await kept.ready("dead", options=NARROW)
+        wide = await kept.ready("wide", options=LoadOptions(threads=2))
+        busy.work(10)
+        dead.die()
+        await asyncio.sleep(1)
+        assert [kept.give_way(worker) for worker in (wide, busy, dead)] == [None] * 3
+        assert await kept.ready("busy") is busy, "it is left as it was"
+        await asyncio.sleep(20)
+        assert not busy.closed
+
+    simulated(scenario())
+
+
+@pytest.mark.parametrize("wishes", [AS_IT_IS, Wishes(5 * MINUTE), Wishes(float("inf")), Wishes(pin=True)])
+def test_the_wider_takes_the_others_place_and_stays_as_long_as_that_was_to(wishes: Wishes) -> None:
+    async def scenario() -> None:
+        kept = Kept(Fleet(max_memory=100))
+        narrow = await kept.ready(options=NARROW, wishes=wishes)
+        await asyncio.sleep(1)
+        (before,) = await kept.keeper.status()
+        member = kept.give_way(narrow)
+        assert member is not None
+        wider = await kept.widen(member)
+        assert narrow.closed
+        assert wider.options == NARROW._replace(context=None)
+        (after,) = await kept.keeper.status()
+        assert after["pinned"] == before["pinned"]
+        assert after["keep_alive_s"] == pytest.approx(before["keep_alive_s"], abs=2)
+        assert ("unloaded", "window") in kept.logged
+        assert kept.give_way(wider) is None
+
+    simulated(scenario())
+
+
+@pytest.mark.parametrize("pause", [0, 0.05, MINUTE])
+def test_the_wider_begins_to_load_when_the_others_memory_is_free_whoever_ended_that(
+    scripted: type[ScriptedWorker], pause: float
+) -> None:
+    async def scenario() -> None:
+        kept = Kept()
+        narrow, _ = await kept.ready(options=NARROW), await kept.ready("another")
+        await asyncio.sleep(1)
+        member = kept.give_way(narrow)
+        assert member is not None
+        await kept.ready("another")  # the keeper looks around afterwards, and ends what is to go
+        await asyncio.sleep(pause)
+        widening = [asyncio.create_task(kept.widen(member)) for _ in range(2)]
+        while len(scripted.started) < 3:
+            await asyncio.sleep(0.001)
+        assert narrow.closed
+        assert len(set(await asyncio.gather(*widening))) == 1
+        assert len(scripted.started) == 3
+
+    simulated(scenario())
+
+
+def test_a_widening_that_is_given_up_leaves_no_half_dead() -> None:
+    async def scenario() -> None:
+        kept = Kept()
+        narrow = await kept.ready(options=NARROW)
+        await asyncio.sleep(1)
+        member = kept.give_way(narrow)
+        assert member is not None
+        widening = asyncio.create_task(kept.widen(member))
+        while not narrow.dismissed:
+            await asyncio.sleep(0.001)
+        widening.cancel()
+        await asyncio.sleep(1)
+        assert narrow.closed
+        assert kept.keeper.empty
+
+    simulated(scenario())
+
+
+def test_one_that_gave_way_and_whom_nobody_widens_any_more_goes() -> None:
+    async def scenario() -> None:
+        kept = Kept()
+        narrow = await kept.ready(options=NARROW, wishes=Wishes(pin=True))
+        await asyncio.sleep(1)
+        kept.give_way(narrow)
+        await kept.ready("another")
+        await asyncio.sleep(1)
+        assert narrow.closed
+        assert await kept.names() == ["another"]
 
     simulated(scenario())
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from myllm.storage import database
+from myllm.storage import database, embedding_cache
 from myllm.storage.embedding_cache import CachedVectors, EmbeddingCache, cache_file, cache_key
 
 KEY = b"k" * 32
@@ -88,6 +88,37 @@ def test_the_longest_unused_goes_first(tmp_path: Path) -> None:
     assert gone == set(range(50, 50 + len(gone)))
     cache.close()
     assert cache_file(tmp_path).stat().st_size < 1.1 * cap
+
+
+@pytest.mark.parametrize("most_used", [1000, 49], ids=["closed", "many read"])
+def test_what_was_only_read_is_noted_at_the_end_and_whenever_it_was_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_used: int
+) -> None:
+    monkeypatch.setattr(embedding_cache, "MOST_USED", most_used)
+    cache = EmbeddingCache(tmp_path)
+    for number in range(100):
+        cache.put(numbered(number))
+    assert len(cache.get(list(numbered(*range(50))))) == 50
+    if most_used == 1000:
+        cache.close()
+    later = EmbeddingCache(tmp_path, max_bytes=400_000)
+    for number in range(100, 200):
+        later.put(numbered(number))
+    kept = {int.from_bytes(key) for key in later.get(list(numbered(*range(100))))}
+    later.close()
+    cache.close()
+    assert set(range(50)) <= kept, "read last"
+    assert len(kept) < 100
+
+
+def test_reading_waits_for_nobody_who_writes(cache: EmbeddingCache, tmp_path: Path, notes: list[str]) -> None:
+    cache.put({KEY: ENTRY})
+    other = sqlite3.connect(cache_file(tmp_path / "cache"), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert cache.get([KEY]) == {KEY: ENTRY}
+    other.close()
+    cache.close()
+    assert notes == []
 
 
 def test_a_broken_file_is_set_aside_and_said(tmp_path: Path, notes: list[str]) -> None:

@@ -1,0 +1,79 @@
+"""How a file of ours is opened, beside others who do the same."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from myllm.storage import database
+
+
+@pytest.fixture
+def connections(tmp_path: Path) -> Iterator[tuple[sqlite3.Connection, sqlite3.Connection]]:
+    """Two on one new file, of which neither waits for the other's locks."""
+    both = [sqlite3.connect(tmp_path / "file", timeout=0, isolation_level=None) for _ in range(2)]
+    yield both[0], both[1]
+    for connection in both:
+        connection.close()
+
+
+def journal(connection: sqlite3.Connection) -> str:
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    return str(mode)
+
+
+class Clock:
+    """Time passes only where it is waited for, an eighth of a second at once."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.looks: list[float] = []
+        self.at_look: Callable[[], object] = lambda: None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.looks.append(seconds)
+        self.now += 0.125
+        self.at_look()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(database, "time", clock)
+    return clock
+
+
+def test_a_journal_that_another_keeps_locked_is_changed_as_soon_as_it_is_free(
+    connections: tuple[sqlite3.Connection, sqlite3.Connection], clock: Clock
+) -> None:
+    ours, other = connections
+    other.execute("BEGIN EXCLUSIVE")
+    clock.at_look = lambda: len(clock.looks) == 3 and other.execute("ROLLBACK")
+    database._use_wal(ours)
+    assert clock.looks == [database.BUSY_LOOK] * 3
+    assert journal(ours) == "wal"
+
+
+def test_a_journal_that_stays_locked_is_given_up(
+    connections: tuple[sqlite3.Connection, sqlite3.Connection], clock: Clock
+) -> None:
+    ours, other = connections
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        database._use_wal(ours)
+    assert database.BUSY_SECONDS < clock.now < database.BUSY_SECONDS + 1
+
+
+def test_a_journal_that_cannot_be_changed_is_not_tried_again(tmp_path: Path, clock: Clock) -> None:
+    sqlite3.connect(tmp_path / "file").execute("CREATE TABLE x (y)").connection.close()
+    connection = sqlite3.connect(f"file:{tmp_path}/file?mode=ro", uri=True, isolation_level=None)
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        database._use_wal(connection)
+    connection.close()
+    assert clock.looks == []
