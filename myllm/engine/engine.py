@@ -29,7 +29,7 @@ from myllm.engine.generation import Generation, Times
 from myllm.engine.layout import choose_layout
 from myllm.engine.llama import Model
 from myllm.engine.logprobs import log_probabilities
-from myllm.engine.requests import Offer, new_generation
+from myllm.engine.offer import Offer, new_generation
 from myllm.engine.scheduler import Chunk, Plan, Scheduler
 from myllm.engine.sequence import Sequence
 from myllm.engine.space import round_up

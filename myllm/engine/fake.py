@@ -1,35 +1,31 @@
 """A scripted engine with the interface of the real one: exact answers at a set pace, faults on order.
 
-The script is a JSON file named `*.fake.json` (see `Script`). Daemon, HTTP and CLI tests run on it
-in milliseconds. Must not know sockets, templates or llama.cpp.
+What it says is in a file, see fake_script.py. Daemon, HTTP and CLI tests run on it in milliseconds.
+Must not know sockets, templates or llama.cpp.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from myllm.engine import Emit, Progress
 from myllm.engine.counters import Counters
 from myllm.engine.embed_queue import EmbedQueue
 from myllm.engine.embedding import Piece
 from myllm.engine.fake_embedder import FakeEmbedder
+from myllm.engine.fake_script import Script
 from myllm.engine.generation import Generation, Times
 from myllm.engine.sequence import Sequence as SequenceOfTokens
 from myllm.engine.sequence import in_turn
 from myllm.engine.text import TextStream
-from myllm.errors import BadDataError, InternalError, NotFoundError
+from myllm.errors import BadDataError, InternalError
 from myllm.protocol import Message, error_event, tagged
 from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 
@@ -39,78 +35,6 @@ PIECE = re.compile(r"\s?[^\s<]{1,16}|\s?<|\s")
 """A word with the space before it is one token; long ones break up, and `<` stands alone."""
 EMBED_BESIDE = 16
 """Tokens embedded between two steps of running requests."""
-CONTENTS_ONLY = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""The default chat template: nothing but the contents, so that an echo is exactly what was asked."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What goes wrong, and when: after `after_tokens` tokens of the `request`-th request, or `at` "load",
-    or `at` "vector", after as many vectors of all requests together.
-
-    Kinds: `kill`, `segv` and `abort` are signals, `exit` is status 3, `hang` never returns, `error`
-    is a foreign exception. `request` counts from 1; None means whichever comes first. `words` go to
-    stderr just before.
-    """
-
-    kind: str
-    at: str = "token"
-    after_tokens: int = 0
-    request: int | None = None
-    words: str = ""
-
-    def strike(self) -> None:
-        """Lets it happen; returns for no kind, and raises RuntimeError for `error`."""
-        if self.words:
-            sys.stderr.write(self.words + "\n")
-            sys.stderr.flush()
-        if number := {"kill": signal.SIGKILL, "segv": signal.SIGSEGV, "abort": signal.SIGABRT}.get(self.kind):
-            os.kill(os.getpid(), number)
-        if self.kind == "exit":
-            os._exit(3)
-        if self.kind == "error":
-            raise RuntimeError("scripted fault")
-        threading.Event().wait()
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """The keys of a `*.fake.json`.
-
-    `tokens` are the pieces of every answer, which then stops; without them the answer repeats the
-    prompt token by token. A text's vector has `dimensions` numbers and depends on its words alone.
-    Paces are in ms; all running requests advance by one token a step, and beside them some windows
-    of the texts to embed. `memory_bytes` are taken as long as the model is loaded.
-    """
-
-    tokens: list[str] | None = None
-    prompt_ms_per_token: float = 0
-    ms_per_token: float = 0
-    load_ms: float = 0
-    memory_bytes: int = 0
-    window: int = 4096
-    dimensions: int = 8
-    parallel: int = 64
-    template: str | None = CONTENTS_ONLY
-    add_bos: bool = False
-    fault: Fault | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> Script:
-        """The script at `path`. Raises NotFoundError, or BadDataError for anything but a script."""
-        try:
-            values = orjson.loads(path.read_bytes())
-            if not isinstance(values, dict):
-                raise ValueError("not a JSON object")
-            if unknown := set(values) - {f.name for f in fields(cls)}:
-                raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
-            if fault := values.get("fault"):
-                values["fault"] = Fault(**fault)
-            return cls(**values)
-        except FileNotFoundError as error:
-            raise NotFoundError(f"{path}: no such file") from error
-        except (OSError, ValueError, TypeError) as error:
-            raise BadDataError(f"{path}: not a fake model: {error}") from error
 
 
 class WordTokenizer:

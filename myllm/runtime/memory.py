@@ -30,7 +30,7 @@ def rough_estimate(path: Path, options: LoadOptions) -> int:
 def careful_estimate(path: Path, options: LoadOptions) -> int:
     """From the header: weights, cache and buffers. Raises BadDataError, NotFoundError."""
     if is_fake(path):
-        from myllm.engine.fake import Script
+        from myllm.engine.fake_script import Script
 
         return Script.read(path).memory_bytes
     from myllm.models.gguf import read_model

@@ -40,7 +40,7 @@ class ModelFile:
 def read_model_file(path: Path) -> ModelFile:
     """Reads and checks the header, before llama.cpp sees the file. Raises BadDataError, NotFoundError."""
     if is_fake(path):
-        from myllm.engine.fake import Script
+        from myllm.engine.fake_script import Script
 
         return ModelFile(template=Script.read(path).template)
     from myllm.models.gguf import read_header

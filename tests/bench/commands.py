@@ -1,4 +1,4 @@
-"""Commands from a cold start: one answer against llama-completion and `llm`, a batch of 200 prompts, a list."""
+"""Commands from a cold start: one answer against llama-completion and `llm`, a batch, a list."""
 
 from __future__ import annotations
 

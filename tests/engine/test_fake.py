@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.engine import Engine, open_engine
-from myllm.engine.fake import SPECIAL, Script, WordTokenizer
+from myllm.engine.fake import SPECIAL, WordTokenizer
+from myllm.engine.fake_script import Script
 from myllm.errors import BadDataError, NotFoundError
 from myllm.requests import GenRequest, LoadOptions
 

@@ -312,6 +312,6 @@ def test_a_bug_before_a_request_is_in_flight_is_told_and_the_engine_lives(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr("myllm.engine.requests.make_sampler", lambda *_: 1 / 0)
+        broken.setattr("myllm.engine.offer.make_sampler", lambda *_: 1 / 0)
         assert harness.run(QUESTIONS[0], max_tokens=2)[-1]["error"]["code"] == "internal"
     assert harness.run(QUESTIONS[0], max_tokens=2)[-1]["finish_reason"] == "length"

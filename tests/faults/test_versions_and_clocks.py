@@ -72,20 +72,29 @@ def test_start_drains_and_replaces_another_versions_daemon(
     monkeypatch: pytest.MonkeyPatch, launch: Launch, fake_model: FakeModel, prelude: str, protocol: int
 ) -> None:
     old = OldDaemon(monkeypatch, prelude)
-    model = fake_model(tokens=numbered(200), ms_per_token=10)
+    answered = answering(old, fake_model(tokens=numbered(200), ms_per_token=10), protocol)
+    began = time.monotonic()
+    new = launch()
+    assert answered() == "".join(numbered(200)), "what ran was finished"
+    assert time.monotonic() - began > 0.5
+    assert new.pid != old.pid
+    assert new.status()["daemon"]["version"] == __version__
+    assert old.ended() == 0
+
+
+def answering(old: OldDaemon, model: Path, protocol: int) -> Callable[[], str]:
+    """A daemon that is in the middle of an answer; what to call for the whole of it."""
     text: list[str] = []
     running = threading.Thread(target=lambda: text.append(_whole_answer(model, protocol)))
     running.start()
     until(lambda: children(old.pid))
     time.sleep(0.5)
-    began = time.monotonic()
-    new = launch()
-    running.join()
-    assert text == ["".join(numbered(200))], "what ran was finished"
-    assert time.monotonic() - began > 0.5
-    assert new.pid != old.pid
-    assert new.status()["daemon"]["version"] == __version__
-    assert old.ended() == 0
+
+    def answered() -> str:
+        running.join()
+        return text[0]
+
+    return answered
 
 
 def _whole_answer(model: Path, protocol: int) -> str:
@@ -110,19 +119,13 @@ def test_several_who_replace_an_old_daemon_let_it_finish(
     monkeypatch: pytest.MonkeyPatch, launch: Launch, fake_model: FakeModel, prelude: str, protocol: int
 ) -> None:
     old = OldDaemon(monkeypatch, prelude)
-    model = fake_model(tokens=numbered(200), ms_per_token=10)
-    text: list[str] = []
-    running = threading.Thread(target=lambda: text.append(_whole_answer(model, protocol)))
-    running.start()
-    until(lambda: children(old.pid))
-    time.sleep(0.5)
+    answered = answering(old, fake_model(tokens=numbered(200), ms_per_token=10), protocol)
     program = "from myllm.runtime import start; print(start.daemon().greeting['pid'])"
     starters = [
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
     pids = {starter.communicate(timeout=30)[0].strip() for starter in starters}
-    running.join()
-    assert text == ["".join(numbered(200))]
+    assert answered() == "".join(numbered(200))
     assert old.ended() == 0
     with start.daemon() as client:
         assert pids == {str(client.greeting["pid"])}
