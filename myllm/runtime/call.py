@@ -107,6 +107,7 @@ class Call:
 
     def _end(self) -> None:
         self.over = True
+        self.rescue = None  # it may know this call: nobody but the garbage collector would free the two
         for tell in self._ended:
             tell(self)
 

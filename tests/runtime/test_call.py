@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
+from functools import partial
+
 import orjson
 import pytest
 
@@ -53,3 +58,17 @@ def test_a_call_that_nobody_waits_for_is_not_rescued(call: Call) -> None:
     call.abandon()
     call.fail(UnavailableError("nobody listens"))
     assert asked == []
+
+
+@pytest.mark.parametrize("end", [Call.abandon, lambda call: call.finish(dict(DONE))], ids=["gone", "done"])
+def test_what_is_over_is_freed_at_once_with_all_that_was_asked(end: Callable[[Call], None]) -> None:
+    call = Call(7, lambda line: None, lambda call: None)
+    call.rescue = partial(lambda call, event: False, call)
+    gone = weakref.ref(call)
+    gc.disable()
+    try:
+        end(call)
+        del call
+        assert gone() is None
+    finally:
+        gc.enable()
