@@ -23,6 +23,8 @@ def main() -> NoReturn:
     """Runs `sys.argv`; ends the process with DESIGN.md §5's exit status, or by a signal."""
     try:
         _open_missing_streams()
+        # OpenBLAS, which numpy brings, would start threads that keep a processor busy: 0.1 s of it a run.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         from myllm.cli.console import Streams
 
         streams = Streams()

@@ -20,7 +20,7 @@ from myllm.protocol import Message
 from myllm.requests import EmbedRequest
 from myllm.runtime.call import Call
 from myllm.runtime.threads import in_daemon_thread
-from myllm.storage.embedding_cache import CachedVectors, EmbeddingCache, cache_key
+from myllm.storage.embedding_cache import CachedVectors, EmbeddingCache, cache_keys
 
 if TYPE_CHECKING:
     from myllm.models.registry import Model
@@ -54,8 +54,7 @@ class Embeddings:
         keys = [b""] * len(request.texts)
         known: dict[bytes, CachedVectors] = {}
         if request.cache:
-            keys = await self._keys(request, model)
-            known = await self._in_cache(lambda cache: cache.get(list(dict.fromkeys(keys))))
+            keys, known = await self._in_cache(lambda cache: _look_up(cache, request, model))
             self._tell(call)
         missing: dict[str, list[int]] = {}
         for item, text in enumerate(request.texts):
@@ -83,17 +82,6 @@ class Embeddings:
         if self._thread:
             self._jobs.put(None)
             await in_daemon_thread(self._thread.join)
-
-    async def _keys(self, request: EmbedRequest, model: Model) -> list[bytes]:
-        def keys() -> list[bytes]:
-            settings: dict[str, Any] = {
-                name: getattr(request, name)
-                for name in ("window", "overlap", "pool", "purpose", "on_overflow")
-            }
-            of_model = fingerprint(model.path)
-            return [cache_key(text, fingerprint=of_model, **settings) for text in request.texts]
-
-        return await in_daemon_thread(keys)
 
     async def _in_cache(self, work: Callable[[EmbeddingCache], T]) -> T:
         """Runs `work` on the cache's own thread, as its connection wants it."""
@@ -125,6 +113,22 @@ class Embeddings:
     def _tell(self, call: Call) -> None:
         while not self._notes.empty():
             call.send({"note": self._notes.get()})
+
+
+def _look_up(
+    cache: EmbeddingCache, request: EmbedRequest, model: Model
+) -> tuple[list[bytes], dict[bytes, CachedVectors]]:
+    """The key of each text, and the entries there are. Raises what the model's file cannot be read for."""
+    keys = cache_keys(
+        request.texts,
+        fingerprint=fingerprint(model.path),
+        window=request.window,
+        overlap=request.overlap,
+        pool=request.pool,
+        purpose=request.purpose,
+        on_overflow=request.on_overflow,
+    )
+    return keys, cache.get(list(dict.fromkeys(keys)))
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import sqlite3
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -48,8 +48,8 @@ class CachedVectors(NamedTuple):
     vectors: bytes
 
 
-def cache_key(
-    text: str,
+def cache_keys(
+    texts: Iterable[str],
     *,
     fingerprint: str,
     window: int | None,
@@ -57,10 +57,16 @@ def cache_key(
     pool: str,
     purpose: str | None,
     on_overflow: str,
-) -> bytes:
-    """The SHA-256 digest of all that a text's vectors depend on; `fingerprint` is the model's."""
+) -> list[bytes]:
+    """Of each text the SHA-256 digest of all that its vectors depend on; `fingerprint` is the model's."""
     settings = json.dumps([1, fingerprint, window, overlap, pool, purpose, on_overflow])
-    return hashlib.sha256(settings.encode() + b"\0" + text.encode("utf-8", "surrogatepass")).digest()
+    beginning = hashlib.sha256(settings.encode() + b"\0")
+    keys = []
+    for text in texts:
+        digest = beginning.copy()
+        digest.update(text.encode("utf-8", "surrogatepass"))
+        keys.append(digest.digest())
+    return keys
 
 
 def cache_file(folder: Path) -> Path:
@@ -85,14 +91,14 @@ class EmbeddingCache:
         self._usable = self._writable = True
         self._rebuilt = False
         self._used: set[bytes] = set()
-        """Entries that were read since it was last noted."""
+        """Entries that were read since it was last noted, and are not the newest anyway."""
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, CachedVectors]:
         """The entries there are; they count as used now, which is noted for many at once, later."""
         if not keys:
             return {}
-        found = self._attempt(lambda connection: _lookup(connection, keys)) or {}
-        self._used |= found.keys()
+        found, outdated = self._attempt(lambda connection: _lookup(connection, keys)) or ({}, set())
+        self._used |= outdated
         if len(self._used) > MOST_USED:
             self._touch()
         return found
@@ -172,33 +178,40 @@ def _create(database: Any) -> None:
 MIGRATIONS: Final = (_create,)
 
 
-def _lookup(connection: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, CachedVectors]:
+def _lookup(
+    connection: sqlite3.Connection, keys: Sequence[bytes]
+) -> tuple[dict[bytes, CachedVectors], set[bytes]]:
+    """The entries there are, and the keys of those that something newer has been put since they were used."""
     found: dict[bytes, CachedVectors] = {}
+    outdated = set()
+    newest = _newest(connection)
     for part, marks in _parts(keys):
         rows = connection.execute(
-            f"SELECT key, windows, vectors FROM embeddings WHERE key IN ({marks})",  # noqa: S608 — marks only
+            f"SELECT key, used, windows, vectors FROM embeddings WHERE key IN ({marks})",  # noqa: S608 — marks only
             part,
         )
-        for key, packed, vectors in rows:
+        for key, used, packed, vectors in rows:
             windows = list(_WINDOW.iter_unpack(packed)) if len(packed) % _WINDOW.size == 0 else []
             if windows and len(vectors) % (4 * len(windows)) == 0:
                 found[key] = CachedVectors(windows, vectors)
-    return found
+                if used < newest:
+                    outdated.add(key)
+    return found, outdated
 
 
 def _touch(connection: sqlite3.Connection, keys: Sequence[bytes]) -> None:
     with transaction(connection):
-        now = _now(connection)
+        newest = _newest(connection)
         for part, marks in _parts(keys):
             connection.execute(
                 f"UPDATE embeddings SET used = ? WHERE key IN ({marks})",  # noqa: S608 — marks only
-                (now, *part),
+                (newest, *part),
             )
 
 
 def _store(connection: sqlite3.Connection, entries: Mapping[bytes, CachedVectors], max_bytes: int) -> None:
     with transaction(connection):
-        now = _now(connection)
+        now = _newest(connection) + 1
         connection.executemany(
             "INSERT OR REPLACE INTO embeddings (key, used, windows, vectors) VALUES (?, ?, ?, ?)",
             (
@@ -224,10 +237,10 @@ def _evict(connection: sqlite3.Connection, target: int) -> None:
         )
 
 
-def _now(connection: sqlite3.Connection) -> int:
-    """The next tick of the clock that orders uses: one more than the newest entry's."""
+def _newest(connection: sqlite3.Connection) -> int:
+    """The clock that orders uses: it ticks with each put, so that reading the same again writes nothing."""
     (newest,) = connection.execute("SELECT max(used) FROM embeddings").fetchone()
-    return (newest or 0) + 1
+    return newest or 0
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:

@@ -98,6 +98,21 @@ main()
 """
 
 
+@pytest.mark.parametrize(("set_by_user", "n_threads"), [(None, "1"), ("3", "3")])
+def test_numpys_threads_are_not_started_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, set_by_user: str | None, n_threads: str
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    if set_by_user:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", set_by_user)
+    code = (
+        "import os, myllm.__main__ as program\n"
+        "program._run = lambda streams: print(os.environ['OPENBLAS_NUM_THREADS']) or 0\n"
+        "program.main()"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == n_threads
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_a_bug_is_one_line_and_70_with_its_traceback_only_on_demand(debug: bool) -> None:
     argv = ["myllm", *(["--debug"] if debug else []), "gen", "hi"]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.storage import database, embedding_cache
-from myllm.storage.embedding_cache import CachedVectors, EmbeddingCache, cache_file, cache_key
+from myllm.storage.embedding_cache import CachedVectors, EmbeddingCache, cache_file, cache_keys
 
 KEY = b"k" * 32
 ENTRY = CachedVectors([(0, 5, 3)], bytes(16))
@@ -232,10 +232,32 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
         {"pool": "mean"},
         {"purpose": "query"},
         {"on_overflow": "error"},
-        {"text": "b"},
+        {"texts": ["b"]},
     ],
     ids=str,
 )
 def test_all_that_changes_a_vector_changes_the_key(change: dict[str, object]) -> None:
-    given = {"text": "a", **SETTINGS}
-    assert cache_key(**given) != cache_key(**given | change)  # type: ignore[arg-type]
+    given = {"texts": ["a"], **SETTINGS}
+    assert cache_keys(**given) != cache_keys(**given | change)  # type: ignore[arg-type]
+
+
+def test_a_key_does_not_depend_on_the_texts_beside_it() -> None:
+    of_a, of_b = cache_keys(["a", "b"], **SETTINGS)  # type: ignore[arg-type]
+    assert cache_keys(["b", "a"], **SETTINGS) == [of_b, of_a]  # type: ignore[arg-type]
+
+
+def test_what_is_read_again_and_again_is_written_once(tmp_path: Path) -> None:
+    first = EmbeddingCache(tmp_path)
+    first.put(numbered(1))
+    first.put(numbered(2))
+    first.close()
+    states = []
+    for _ in range(3):
+        cache = EmbeddingCache(tmp_path)
+        assert len(cache.get(list(numbered(1, 2)))) == 2
+        cache.close()
+        states.append(cache_file(tmp_path).read_bytes())
+    assert states[0] == states[1] == states[2]
+    with sqlite3.connect(cache_file(tmp_path)) as database:
+        assert database.execute("SELECT DISTINCT used FROM embeddings").fetchall() == [(2,)]
+    database.close()
