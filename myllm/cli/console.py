@@ -17,7 +17,8 @@ from typing import Final, TextIO
 
 from myllm.errors import IOFailureError, MyllmError
 
-CHUNK: Final = 1024 * 1024
+CHUNK: Final = 64 * 1024
+"""Bytes read at once: a pipe holds no more, and all lines of a chunk are in memory together."""
 PATIENCE: Final = 2.0
 """Seconds of silence on stdin after which stderr says what is being waited for (DESIGN.md §3)."""
 _CONTROLS: Final = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
@@ -54,7 +55,7 @@ class Streams:
         return self.stderr.isatty()
 
     def chunks(self, awaited: str) -> Iterator[bytes]:
-        """What comes on stdin, until its end; blocks between chunks of at most 1 MiB.
+        """What comes on stdin, until its end; blocks between chunks of at most `CHUNK` bytes.
 
         Where nothing has come after `PATIENCE` seconds, stderr says that `awaited` is waited for.
         Raises IOFailureError.
