@@ -82,9 +82,14 @@ def _announced(chunks: Iterable[bytes], idle: Callable[[], None]) -> Iterator[by
 def first_line(chunks: Iterator[bytes]) -> tuple[Iterator[bytes], Line]:
     """The same input, and its first line that is not blank, as far as a line may be long."""
     held = bytearray()
+    begun = False
     for chunk in chunks:
+        rest = chunk if held else chunk.removeprefix(BOM)
         held += chunk
-        if b"\n" in held.lstrip() or len(held) > MAX_LINE:
+        if not begun:
+            rest = rest.lstrip()
+            begun = bool(rest)
+        if b"\n" in rest or len(held) > MAX_LINE:  # not in `held`: a long line would be read n² times
             break
     first = bytes(held).removeprefix(BOM).lstrip().partition(b"\n")[0]
     return chain([bytes(held)], chunks), Line(first, len(first) > MAX_LINE)

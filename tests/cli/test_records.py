@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from myllm.cli.documents import first_line
 from myllm.cli.records import (
     BOM,
     Line,
@@ -35,6 +36,22 @@ def test_lines_are_the_same_wherever_the_input_is_cut(lines: list[bytes], cuts: 
     expected = [line.removeprefix(BOM) if n == 0 else line for n, line in enumerate(lines)]
     found = [line.data for line in record_lines(pieces(data, cuts), limit=100)]
     assert found == [line for line in expected if line.strip()]
+
+
+@given(
+    st.lists(st.sampled_from([b"", b" ", b"\t", b"one", b'{"text":"a b"}']), min_size=1, max_size=6),
+    st.booleans(),
+    st.lists(st.integers(0)),
+)
+def test_the_first_line_is_the_same_wherever_the_input_is_cut(
+    lines: list[bytes], marked: bool, cuts: list[int]
+) -> None:
+    data = b"\n".join(lines)
+    mark = BOM if marked else b""  # which comes at once
+    chunks = [mark + data[:1], *pieces(data[1:], cuts)]
+    rest, line = first_line(iter(chunks))
+    assert line.data == next((line.lstrip() for line in lines if line.strip()), b"")
+    assert b"".join(rest) == mark + data
 
 
 @given(st.lists(st.integers(0), max_size=8))
