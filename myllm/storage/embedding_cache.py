@@ -34,6 +34,8 @@ IN_ONE_QUERY: Final = 500
 """Keys in one IN: SQLite before 3.32 takes 999 parameters."""
 MOST_USED: Final = 4096
 """Entries read, after which that is noted."""
+MOST_PUTS: Final = 2**62
+"""What nobody reaches by putting, and SQLite's integers still hold the next of."""
 _WINDOW: Final = struct.Struct("<3q")
 
 T = TypeVar("T")
@@ -191,12 +193,21 @@ def _lookup(
             part,
         )
         for key, used, packed, vectors in rows:
-            windows = list(_WINDOW.iter_unpack(packed)) if len(packed) % _WINDOW.size == 0 else []
-            if windows and len(vectors) % (4 * len(windows)) == 0:
-                found[key] = CachedVectors(windows, vectors)
+            if entry := _entry(packed, vectors):
+                found[key] = entry
                 if used < newest:
                     outdated.add(key)
     return found, outdated
+
+
+def _entry(packed: Any, vectors: Any) -> CachedVectors | None:
+    """What a row holds; None where that is no entry of ours, whatever it is."""
+    if not (isinstance(packed, bytes) and isinstance(vectors, bytes) and packed and vectors):
+        return None
+    n_windows, odd = divmod(len(packed), _WINDOW.size)
+    if odd or len(vectors) % (4 * n_windows):
+        return None
+    return CachedVectors(list(_WINDOW.iter_unpack(packed)), vectors)
 
 
 def _touch(connection: sqlite3.Connection, keys: Sequence[bytes]) -> None:
@@ -238,9 +249,16 @@ def _evict(connection: sqlite3.Connection, target: int) -> None:
 
 
 def _newest(connection: sqlite3.Connection) -> int:
-    """The clock that orders uses: it ticks with each put, so that reading the same again writes nothing."""
+    """The clock that orders uses: it ticks with each put, so that reading the same again writes nothing.
+
+    Raises BrokenDatabaseError where it shows what no number of puts is.
+    """
     (newest,) = connection.execute("SELECT max(used) FROM embeddings").fetchone()
-    return newest or 0
+    if newest is None:
+        return 0
+    if not isinstance(newest, int) or newest > MOST_PUTS:  # SQLite orders text and blobs after all numbers
+        raise BrokenDatabaseError(f"{FILE}: an entry's use is {newest!r:.40}")
+    return newest
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:

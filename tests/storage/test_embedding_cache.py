@@ -159,6 +159,39 @@ def test_another_programs_database_is_left_whole(tmp_path: Path, notes: list[str
     assert "another program" in notes[0]
 
 
+@pytest.mark.parametrize(
+    ("change", "noted"),
+    [
+        ("vectors = 7", False),
+        ("vectors = 'text'", False),
+        ("vectors = x''", False),
+        ("vectors = x'00'", False),
+        ("windows = 'text'", False),
+        ("windows = x''", False),
+        ("windows = zeroblob(25)", False),
+        ("used = 'text'", True),
+        ("used = x'00'", True),
+        ("used = 0.5", True),
+        ("used = 9223372036854775807", True),
+    ],
+)
+def test_an_entry_that_is_none_of_ours_is_made_anew(
+    tmp_path: Path, notes: list[str], change: str, noted: bool
+) -> None:
+    first = EmbeddingCache(tmp_path)
+    first.put({KEY: ENTRY})
+    first.close()
+    with sqlite3.connect(cache_file(tmp_path)) as other:
+        other.execute(f"UPDATE embeddings SET {change}")
+    other.close()
+    cache = EmbeddingCache(tmp_path, note=notes.append)
+    assert cache.get([KEY]) == {}
+    cache.put({KEY: ENTRY})
+    assert cache.get([KEY]) == {KEY: ENTRY}
+    cache.close()
+    assert [("set aside" in note) for note in notes] == [True] * noted
+
+
 def test_a_locked_file_is_done_without(
     tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
