@@ -107,7 +107,8 @@ class Call:
 
     def _end(self) -> None:
         self.over = True
-        self.rescue = None  # it may know this call: nobody but the garbage collector would free the two
+        # Both may know this call: nobody but the garbage collector would free them, and all that was asked.
+        self.rescue = self.carrier = None
         for tell in self._ended:
             tell(self)
 

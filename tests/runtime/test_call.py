@@ -60,10 +60,24 @@ def test_a_call_that_nobody_waits_for_is_not_rescued(call: Call) -> None:
     assert asked == []
 
 
+class Through:
+    """A carrier that knows its call."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def cancel(self, call: Call) -> None:
+        assert call is self._call
+
+    def pause(self, call: Call) -> None:
+        raise AssertionError
+
+
 @pytest.mark.parametrize("end", [Call.abandon, lambda call: call.finish(dict(DONE))], ids=["gone", "done"])
 def test_what_is_over_is_freed_at_once_with_all_that_was_asked(end: Callable[[Call], None]) -> None:
     call = Call(7, lambda line: None, lambda call: None)
     call.rescue = partial(lambda call, event: False, call)
+    call.carrier = Through(call)
     gone = weakref.ref(call)
     gc.disable()
     try:
