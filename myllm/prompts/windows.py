@@ -154,6 +154,8 @@ def _fitting(text: str, pieces: Sequence[_Piece], first: int, last: int, limit: 
 def _back(pieces: Sequence[_Piece], first: int, last: int, overlap: int) -> int:
     """Where the next window begins: as many pieces back from `last` as `overlap` tokens hold."""
     at, shared = last, 0
+    if not overlap:  # or blank pieces, which have no tokens, would be in two windows
+        return at
     while at - 1 > first and shared + pieces[at - 1].n_tokens <= overlap:
         at -= 1
         shared += pieces[at].n_tokens

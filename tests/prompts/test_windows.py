@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from myllm.prompts.windows import Window, cut
@@ -22,6 +22,7 @@ TEXTS = st.text(
 
 
 @given(TEXTS, st.integers(1, 40))
+@example("one\n \ntwo", 1)  # a line of no tokens
 def test_windows_tile_the_text_and_keep_the_limit(text: str, limit: int) -> None:
     windows = list(cut(text, limit, 0, words))
     assert [window.start for window in windows] == [0, *(window.end for window in windows[:-1])]
