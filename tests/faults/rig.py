@@ -165,10 +165,10 @@ class Daemon:
     def workers(self) -> set[int]:
         return children(self.pid)
 
-    def memory(self, kind: str = "Private_Dirty") -> int:
-        """Bytes of the daemon's own process that nobody shares, or another kind that Linux counts."""
+    def memory(self) -> int:
+        """Bytes of the daemon's own process that nobody shares."""
         for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith(f"{kind}:"):
+            if line.startswith("Private_Dirty:"):
                 return int(line.split()[1]) * 1024
         raise AssertionError
 
