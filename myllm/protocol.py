@@ -12,6 +12,7 @@ event with `"done": true` ends each request.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -158,6 +159,26 @@ class MessageReader:
         whole = "".join(self._parts)
         self._parts, self._parts_size = [], 0
         return whole.encode("utf-8", "surrogatepass")
+
+
+# ── what need not be parsed ─────────────────────────────────────────────────────────────────
+# Token lines, by far the most, are passed on as bytes. Relies on how our own side writes events: compact
+# JSON, `id` first, then `token` or `done`; anything else is parsed.
+
+TOKEN_LINE: Final = re.compile(rb'\{"id":(\d{1,16}),(?="token":)')
+"""The start of a token line with an id, up to its own keys."""
+
+
+def with_id(line: bytes, start: int, request_id: int | None) -> bytes:
+    """A line whose own keys begin at `start`, under another id or none; with newline."""
+    if request_id is None:
+        return b"{%b\n" % line[start:]
+    return b'{"id":%d,%b\n' % (request_id, line[start:])
+
+
+def is_done(line: bytes) -> bool:
+    """Whether a line without id ends its request. Raises BadDataError where it is no message at all."""
+    return not line.startswith(b'{"token":') and parse(line).get("done") is True
 
 
 # ── names and limits ────────────────────────────────────────────────────────────────────────────────

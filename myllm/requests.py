@@ -259,3 +259,17 @@ class LoadOptions(NamedTuple):
     def to_wire(self) -> dict[str, Any]:
         """The options that were given, as the `options` object of a request."""
         return {name: value for name, value in self._asdict().items() if value is not None}
+
+
+class Arrival(NamedTuple):
+    """What an engine must know of how a request came: its number, when, and whose it is.
+
+    `id` is unique in the worker; `at` is a moment of `time.monotonic`, in seconds; `client` is the
+    Runtime's number of the asker: clients share an engine evenly, whatever each has waiting. One that is
+    `paused` does not begin yet.
+    """
+
+    id: int
+    at: float
+    client: int = 0
+    paused: bool = False

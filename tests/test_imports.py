@@ -17,17 +17,21 @@ HEAVY = {"llama_cpp", "numpy", "fastapi", "sqlite_utils", "asyncio"}
 """What no command pays for that does not need it (DESIGN.md §1)."""
 DEAR = HEAVY | {"tqdm", "jinja2", "tomllib", "subprocess", "huggingface_hub", "importlib.metadata", "hashlib"}
 
-LEAVES = {"errors", "protocol", "requests", "settings", "paths", "logs", "hardware"}
-BELOW: dict[str, set[str]] = {
-    "engine": set(),
-    "models": set(),
-    "prompts": set(),
-    "storage": set(),
-    "runtime": {"engine", "models", "prompts", "storage"},
-    "cli": {"runtime", "engine", "models", "prompts", "storage"},
-    "http": {"runtime", "engine", "models", "prompts", "storage"},
+LEAVES = {
+    *("errors", "events", "hardware", "locks", "logs", "paths", "protocol", "requests", "settings"),
+    *("socket_file", "spawning", "tokenizer"),
 }
-"""Package → the packages it may import; each also itself and the leaves."""
+MIDDLE = {"engine", "models", "prompts", "storage"}
+BELOW: dict[str, set[str]] = {
+    **{package: set() for package in MIDDLE},
+    "worker": {"engine", "models", "prompts"},
+    "runtime": MIDDLE,
+    "client": {"runtime"},
+    "daemon": {"runtime"},
+    "http": {"runtime"},
+    "cli": {"client", "daemon", "models", "storage"},
+}
+"""A room a process: package → the packages it may import; each also itself and the leaves."""
 
 
 def imported_by(*arguments: str) -> set[str]:
@@ -57,7 +61,7 @@ def test_help_imports_no_command() -> None:
 
 
 def test_what_gen_needs_with_a_daemon_is_light() -> None:
-    code = "import sys, myllm.cli.gen, myllm.runtime.client, myllm.settings; print(*sys.modules, sep='\\n')"
+    code = "import sys, myllm.cli.gen, myllm.client.client, myllm.settings; print(*sys.modules, sep='\\n')"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(ended.stdout.split()) & DEAR
 

@@ -25,8 +25,8 @@ import pytest
 from myllm import settings
 from myllm.cli import COMMANDS, myllm
 from myllm.cli.docs import EXIT_STATUS
-from myllm.runtime.daemon import GRACE
-from myllm.runtime.socket_file import socket_path
+from myllm.daemon.daemon import GRACE
+from myllm.socket_file import socket_path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

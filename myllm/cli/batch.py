@@ -22,14 +22,13 @@ from myllm.cli.progress import Progress
 from myllm.cli.records import Record, RecordError
 from myllm.cli.resume import Done, read_done, repair_output
 from myllm.errors import InternalError, MyllmError, UsageError, from_wire
-from myllm.protocol import error_event, parse
+from myllm.protocol import TOKEN_LINE, error_event, parse
 from myllm.requests import GenRequest
-from myllm.runtime.lines import TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from myllm.runtime.client import Client
+    from myllm.client.client import Client
     from myllm.settings import Settings
 
 AWAITED: Final = "records on stdin, one a line"
@@ -104,7 +103,7 @@ def run_batch(
     progress = Progress(streams, values["progress"])
     started = time.monotonic()
 
-    from myllm.runtime import connect
+    from myllm.client import connect
 
     with connect(settings, streams.note) as client:
         batch = Batch(client, answers, AsTheyEnd() if values["unordered"] else InOrder(), progress)
@@ -180,7 +179,7 @@ class Batch:
         """Runs on the listener's thread."""
         try:
             for line in self._client.events():
-                if self._answers.with_tokens or not TOKEN.match(line):
+                if self._answers.with_tokens or not TOKEN_LINE.match(line):
                     self._news.put(line)
         except MyllmError as error:
             self._news.put(Lost(error))
@@ -188,7 +187,7 @@ class Batch:
             self._news.put(Lost(InternalError(f"batch: {type(bug).__name__}: {bug}")))
 
     def _take(self, line: bytes, jobs: dict[int, Job]) -> None:
-        if token := TOKEN.match(line):
+        if token := TOKEN_LINE.match(line):
             job = jobs[int(token[1])]
             self._release(
                 *self._order.add(job.ticket, self._answers.token(job, line[token.end() :]), last=False)

@@ -27,7 +27,7 @@ from myllm.requests import EmbedRequest
 if TYPE_CHECKING:
     from myllm.cli.documents import Input
     from myllm.cli.embedding import Run
-    from myllm.runtime.client import Client
+    from myllm.client.client import Client
     from myllm.settings import Settings
 
 DEFAULT: Final = "minilm"
@@ -150,8 +150,8 @@ class _Connected(NamedTuple):
 @contextmanager
 def _connected(streams: Streams, configured: Settings, wanted: bool | None) -> Iterator[_Connected]:
     """The one connection of a run."""
+    from myllm.client import connect
     from myllm.paths import cache_dir
-    from myllm.runtime import connect
     from myllm.storage.embedding_cache import cache_file
 
     # Where there is a cache, perhaps no worker is needed; else it starts before anything else.

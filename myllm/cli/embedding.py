@@ -20,7 +20,7 @@ from myllm.errors import InternalError, MyllmError, from_wire
 from myllm.protocol import parse
 
 if TYPE_CHECKING:
-    from myllm.runtime.client import Client
+    from myllm.client.client import Client
 
 GROUP: Final = 64
 """Texts in one request."""

@@ -28,7 +28,7 @@ from myllm.protocol import MAX_LINE
 
 if TYPE_CHECKING:
     from myllm.cli.resume import Done
-    from myllm.runtime.client import Client
+    from myllm.client.client import Client
 
 HELD_RECORDS: Final = 256
 """Records read and not yet written: four times what is in flight, so that one long answer at the

@@ -19,7 +19,7 @@ from myllm.errors import BadDataError, DeadlineError, UnavailableError, UsageErr
 from myllm.protocol import encode, error_event, parse
 
 if TYPE_CHECKING:
-    from myllm.runtime.client import Client
+    from myllm.client.client import Client
 
 TOKEN_START = b'{"token":'
 """How token lines begin, by far the most; they need not be parsed to be passed on."""
@@ -119,7 +119,7 @@ def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
         raise UsageError("no prompt: type `myllm gen 'your prompt'`, or pipe text in")
     output = _output(streams, as_text, values["count"])
 
-    from myllm.runtime import connect
+    from myllm.client import connect
 
     with connect(configured, streams.note) as client:  # first, so that the worker starts while stdin is read
         try:

@@ -20,7 +20,7 @@ from myllm.errors import MyllmError, UsageError, from_wire
 from myllm.protocol import Message, parse
 
 if TYPE_CHECKING:
-    from myllm.runtime.client import Client
+    from myllm.client.client import Client
     from myllm.settings import Settings
 
 NOBODY: Final = "no daemon runs; `myllm load MODEL` starts one"
@@ -119,7 +119,7 @@ def _load(
     if values["pin"] is not None:
         request["pin"] = values["pin"]
 
-    from myllm.runtime.start import daemon
+    from myllm.client.start import daemon
 
     with daemon() as client, closing(Progress(streams, values["progress"])) as progress:
 
@@ -132,7 +132,7 @@ def _load(
 
 
 def _list(streams: Streams, as_text: bool) -> None:
-    from myllm.runtime.dial import dial_daemon
+    from myllm.client.dial import dial_daemon
 
     client = dial_daemon()
     if client is None:
@@ -148,8 +148,8 @@ def _list(streams: Streams, as_text: bool) -> None:
 
 def _unload(streams: Streams, models: tuple[str, ...]) -> None:
     """Without models, all. Raises the last error, those before are notes."""
+    from myllm.client.dial import dial_daemon
     from myllm.errors import NotFoundError
-    from myllm.runtime.dial import dial_daemon
 
     client = dial_daemon()
     if client is None:
@@ -169,7 +169,7 @@ def _unload(streams: Streams, models: tuple[str, ...]) -> None:
 
 
 def _stop(streams: Streams) -> None:
-    from myllm.runtime.stop import stop_daemon
+    from myllm.client.stop import stop_daemon
 
     pid = stop_daemon(streams.note)
     streams.note("no daemon runs" if pid is None else f"the daemon, process {pid}, has ended")

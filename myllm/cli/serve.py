@@ -34,7 +34,7 @@ def serve(streams: Streams, /, no_http: bool) -> int:
     if not no_http:
         raise UsageError("serve: HTTP is not part of this version; give --no-http")
     from myllm import settings
+    from myllm.daemon.daemon import run
     from myllm.logs import open_log
-    from myllm.runtime.daemon import run
 
     return run(settings.load(), open_log(None), kind="serve", ready=lambda: None)

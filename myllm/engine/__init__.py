@@ -6,13 +6,14 @@ Must not know sockets, processes or templates. Imports no engine until one is op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from myllm.protocol import Message
 from myllm.requests import EmbedRequest, GenRequest, LoadOptions
+from myllm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from myllm.engine.embedding import Piece
@@ -22,39 +23,6 @@ Emit = Callable[[list[Message]], None]
 
 Progress = Callable[[float], None]
 """Takes the part of a load that is done, 0 to 1."""
-
-
-class Tokenizer(Protocol):
-    """Text ⇄ token ids; every member may be used from any thread."""
-
-    @property
-    def special_tokens(self) -> Sequence[str]:
-        """The texts of all control tokens."""
-
-    @property
-    def bos(self) -> int | None: ...
-    @property
-    def eos(self) -> int | None: ...
-    @property
-    def bos_text(self) -> str: ...
-    @property
-    def eos_text(self) -> str: ...
-    @property
-    def add_bos(self) -> bool:
-        """Whether a prompt begins with `bos`."""
-
-    @property
-    def closing(self) -> int | None:
-        """The token that a text to embed ends with, where the model wants one."""
-
-    @property
-    def max_piece_bytes(self) -> int:
-        """No token stands for more bytes of text than this: a text's bytes over it bound its tokens below."""
-
-    def encode(self, text: str, *, special: bool) -> list[int]:
-        """Token ids, without BOS; only with `special` does the text of a control token become its id."""
-
-    def decode(self, tokens: Sequence[int]) -> str: ...
 
 
 class Engine(Protocol):

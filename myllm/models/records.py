@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from myllm.errors import BadDataError, CannotCreateError, NotFoundError
-from myllm.models.locks import locked
+from myllm.locks import locked
 from myllm.models.store import create_private, read_errors, sync_folder, write_errors
 from myllm.paths import make_private
 

@@ -29,7 +29,7 @@ from myllm.errors import (
     NotFoundError,
     PermissionDeniedError,
 )
-from myllm.models.locks import locked, try_locked
+from myllm.locks import locked, try_locked
 from myllm.paths import make_private
 
 CHUNK: Final = 1024 * 1024

@@ -1,14 +1,13 @@
 """A request → the tokens of its prompt: rendered, tokenised, within the window or refused.
 
-Holds the interface of a tokenizer, which the engines implement. Knows no llama.cpp, KV cache or
-process; `template` brings its own.
+Knows no llama.cpp, KV cache or process; `template` brings its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from myllm.errors import ContextOverflowError, UsageError
 from myllm.prompts.chat_template import ChatTemplate
@@ -16,49 +15,12 @@ from myllm.prompts.fit import CHARS_PER_TOKEN, answer_room, shortened
 from myllm.prompts.pieces import pieces
 from myllm.prompts.spans import SpecialTexts, guard, split
 from myllm.requests import GenRequest
+from myllm.tokenizer import Tokenizer
 
 COUNTED_CHARS: Final = 256 * 1024
 """A text up to this long is always tokenised as a whole (about 0.2 s) to tell its exact count."""
 PART_CHARS: Final = 32 * 1024
 CUT_TOKENS: Final = 8
-
-
-class Tokenizer(Protocol):
-    """A model's vocabulary: text ⇄ tokens. Thread-safe."""
-
-    @property
-    def special_tokens(self) -> Sequence[str]:
-        """Texts that `encode` with `special` reads as one control token; the same object each time."""
-
-    @property
-    def bos(self) -> int | None:
-        """The token a text begins with."""
-
-    @property
-    def eos(self) -> int | None:
-        """The token a text ends with."""
-
-    @property
-    def add_bos(self) -> bool:
-        """Whether the model wants every prompt to begin with `bos`."""
-
-    @property
-    def bos_text(self) -> str:
-        """`bos` as templates write it, or an empty string."""
-
-    @property
-    def eos_text(self) -> str:
-        """`eos` as templates write it, or an empty string."""
-
-    @property
-    def max_piece_bytes(self) -> int:
-        """Bytes of the longest token's text: no text has fewer tokens than its bytes by this."""
-
-    def encode(self, text: str, *, special: bool) -> list[int]:
-        """Tokens of `text` alone, no bos or eos added; control tokens in it are read only if `special`."""
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`; a cut character comes out as U+FFFD."""
 
 
 @dataclass(frozen=True, slots=True)

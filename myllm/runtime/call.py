@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from myllm.errors import MyllmError
-from myllm.protocol import Message, encode, error_event, tagged
-from myllm.runtime.lines import with_id
+from myllm.protocol import Message, encode, error_event, tagged, with_id
 
 
 class Carrier(Protocol):

@@ -20,10 +20,10 @@ from myllm.protocol import Message
 from myllm.requests import LoadOptions
 from myllm.runtime.fleet import Fleet, Member, Room
 from myllm.runtime.memory import resident_bytes, rough_estimate
-from myllm.runtime.shared import Shared, Watch
-from myllm.runtime.spawn import WorkerProcess, spawn
+from myllm.runtime.single_flight import Shared, Watch
 from myllm.runtime.threads import in_daemon_thread
-from myllm.runtime.workers import Worker
+from myllm.runtime.worker import Worker
+from myllm.spawning import WorkerProcess, spawn
 
 if TYPE_CHECKING:
     from pathlib import Path

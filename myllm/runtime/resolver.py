@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from myllm.errors import TryAgainError
-from myllm.runtime.shared import Shared, Watch
+from myllm.runtime.single_flight import Shared, Watch
 from myllm.runtime.threads import in_daemon_thread
 
 if TYPE_CHECKING:

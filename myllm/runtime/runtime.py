@@ -22,18 +22,18 @@ from myllm.errors import (
     UnavailableError,
     UsageError,
 )
+from myllm.events import completed, ended_early
 from myllm.protocol import Message
 from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 from myllm.runtime.call import Call
-from myllm.runtime.events import completed, ended_early
 from myllm.runtime.keeper import Keeper, Wishes
 from myllm.runtime.resolver import Resolver
 from myllm.runtime.threads import in_daemon_thread
-from myllm.runtime.workers import Worker
+from myllm.runtime.worker import Worker
 
 if TYPE_CHECKING:
     from myllm.models.registry import Model, Registry
-    from myllm.runtime.embedding import Embeddings
+    from myllm.runtime.cached_embeddings import Embeddings
     from myllm.settings import Settings
 
 DEFAULT_MODEL: Final = "smollm2"
@@ -221,7 +221,7 @@ class Runtime:
                 worker.submit(_with_time_left(misses, as_call.load_ms), as_call)
 
             if self._embeddings is None:
-                from myllm.runtime.embedding import Embeddings  # with SQLite, which nobody else wants
+                from myllm.runtime.cached_embeddings import Embeddings  # with SQLite, which nobody else wants
 
                 self._embeddings = Embeddings()
             await self._embeddings.answer(request, message, call, model, submit)

@@ -70,7 +70,7 @@ def streams(setting: Setting) -> Iterator[Row]:
 
 def idle(setting: Setting) -> Iterator[Row]:
     """What `status` and memory are with many clients that say nothing."""
-    from myllm.runtime.dial import dial_daemon
+    from myllm.client.dial import dial_daemon
 
     with _running(setting) as environment, _as(environment), closing(_dialled()) as client:
         pid = client.greeting["pid"]
@@ -126,7 +126,7 @@ def _as(environment: dict[str, str]) -> Iterator[None]:
 
 
 def _dialled() -> Any:
-    from myllm.runtime.dial import dial_daemon
+    from myllm.client.dial import dial_daemon
 
     client = dial_daemon()
     if client is None:

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from myllm.runtime.dial import dial_daemon
+from myllm.client.dial import dial_daemon
 
 WORDS = ("alpha", "river", "seven", "quick", "under", "garden", "because", "music", "table", "nobody")
 

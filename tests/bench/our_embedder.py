@@ -13,8 +13,8 @@ from myllm.cli.embedding import GROUP
 from myllm.engine import open_engine
 from myllm.protocol import Message
 from myllm.requests import EmbedRequest, LoadOptions
-from myllm.runtime.embed_intake import windows_of
-from myllm.runtime.preparer import read_model_file
+from myllm.worker.frames import windows_of
+from myllm.worker.templates import read_model_file
 
 TIMEOUT = 600.0
 

@@ -18,7 +18,7 @@ import orjson
 import pytest
 
 from myllm.cli.console import Streams
-from myllm.runtime.socket_file import socket_path
+from myllm.socket_file import socket_path
 
 MYLLM = (sys.executable, "-m", "myllm")
 

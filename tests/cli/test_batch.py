@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 import pytest
 
-import myllm.runtime
+import myllm.client
 from myllm.cli import myllm as root
 from myllm.errors import MyllmError, UnavailableError
 from myllm.protocol import encode
@@ -238,7 +238,7 @@ def batch(captured: Callable[..., Captured], monkeypatch: pytest.MonkeyPatch) ->
     """Runs `gen --batch` here on a scripted connection; returns the records and the exit status."""
 
     def run(answer: Callable[..., Any], stdin: bytes, *arguments: str) -> tuple[list[dict[str, Any]], int]:
-        monkeypatch.setattr(myllm.runtime, "connect", lambda settings, note: ScriptedClient(answer))
+        monkeypatch.setattr(myllm.client, "connect", lambda settings, note: ScriptedClient(answer))
         files = captured(stdin)
         try:
             with root.make_context("myllm", ["gen", "--batch", *arguments], obj=files.streams) as context:

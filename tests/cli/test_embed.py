@@ -24,11 +24,11 @@ from myllm.cli.documents import texts
 from myllm.cli.embedding import Run
 from myllm.cli.progress import Progress
 from myllm.cli.similar import Nearest
+from myllm.client.client import Client
 from myllm.errors import ContextOverflowError, MyllmError, NotFoundError, UnavailableError
 from myllm.paths import cache_dir
 from myllm.protocol import MessageReader, encode, hello
 from myllm.requests import EmbedRequest
-from myllm.runtime.client import Client
 
 from .conftest import Run as RunCommand
 

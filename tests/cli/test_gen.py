@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-import myllm.runtime
+import myllm.client
 from myllm.cli import myllm as root
 from myllm.errors import UnavailableError
 
@@ -225,7 +225,7 @@ class VanishingClient:
 def test_a_connection_that_vanishes_leaves_a_stream_with_its_last_line(
     captured: Callable[..., Captured], monkeypatch: pytest.MonkeyPatch, output: str, printed: bytes
 ) -> None:
-    monkeypatch.setattr(myllm.runtime, "connect", lambda settings, note: VanishingClient())
+    monkeypatch.setattr(myllm.client, "connect", lambda settings, note: VanishingClient())
     files = captured()
     with (
         root.make_context("myllm", ["gen", "hi", "-n", "-o", output], obj=files.streams) as context,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from myllm.runtime.socket_file import socket_path
+from myllm.socket_file import socket_path
 
 from .conftest import MYLLM, Run, on_a_terminal, processes_of
 
@@ -28,7 +28,7 @@ def loaded(run: Run) -> list[dict[str, Any]]:
 
 
 def daemon_pid(home: Path) -> int:
-    (pid,) = [pid for pid, command in processes_of(home).items() if "runtime.daemon" in command]
+    (pid,) = [pid for pid, command in processes_of(home).items() if "daemon.daemon" in command]
     return pid
 
 
@@ -188,7 +188,7 @@ def test_a_relative_path_is_the_same_model_anywhere(run: Run, fake_model: FakeMo
 def test_a_daemon_that_dies_while_it_loads_is_69(fake_model: FakeModel, home: Path) -> None:
     with running("load", fake_model(load_ms=60_000)) as process:
         deadline = time.monotonic() + 10
-        while not any("runtime.worker" in command for command in processes_of(home).values()):
+        while not any("worker.main" in command for command in processes_of(home).values()):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(daemon_pid(home), signal.SIGKILL)

@@ -17,8 +17,8 @@ from typing import Any
 import orjson
 import pytest
 
-from myllm.runtime.dial import dial_daemon
-from myllm.runtime.socket_file import socket_path
+from myllm.client.dial import dial_daemon
+from myllm.socket_file import socket_path
 
 from .conftest import MYLLM, Run
 from .test_load import OTHER_VERSION, loaded, running

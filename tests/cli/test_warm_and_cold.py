@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-import myllm.runtime
+import myllm.client
 from myllm.cli import myllm as root
 from myllm.protocol import Message, encode
-from myllm.runtime.socket_file import socket_path
+from myllm.socket_file import socket_path
 
 from .conftest import Captured, Ended, Run, processes_of
 
@@ -102,7 +102,7 @@ def test_every_command_does_the_same_warm_and_cold(
         }
 
     cold = all_of_them()
-    assert not any("runtime.daemon" in command for command in processes_of(home).values())
+    assert not any("daemon.daemon" in command for command in processes_of(home).values())
     assert {ended[0] for ended in cold.values()} == {0, 1, 2, 65, 66, 67, 69}
     run("load", models["ECHO"])
     monkeypatch.setenv("MYLLM_DAEMON", "always")
@@ -208,7 +208,7 @@ def test_nice_says_who_comes_first_and_many_are_patient_by_themselves(
     captured: Callable[..., Captured], monkeypatch: pytest.MonkeyPatch, words: list[str], priority: int
 ) -> None:
     recorder = Recorder()
-    monkeypatch.setattr(myllm.runtime, "connect", lambda settings, note: recorder)
+    monkeypatch.setattr(myllm.client, "connect", lambda settings, note: recorder)
     with root.make_context("myllm", words, obj=captured(b"one\n").streams) as context:
         assert root.invoke(context) == 0
     assert [request.get("priority", 0) for request in recorder.requests] == [priority]

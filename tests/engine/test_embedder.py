@@ -23,9 +23,9 @@ from myllm.engine.engine import LlamaEngine
 from myllm.errors import BadDataError, MyllmError
 from myllm.prompts.windows import cut
 from myllm.requests import EmbedRequest, GenRequest, LoadOptions
-from myllm.runtime.embed_intake import windows_of
-from myllm.runtime.intake import DEEP_STACK
-from myllm.runtime.preparer import read_model_file
+from myllm.worker.frames import windows_of
+from myllm.worker.intake import DEEP_STACK
+from myllm.worker.templates import read_model_file
 
 pytestmark = pytest.mark.model
 WORDS = "the river runs under an old bridge where music, light and 7 quiet boats meet; naïve 漢字 😀"

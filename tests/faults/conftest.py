@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from myllm.runtime import spawn, start
+from myllm import spawning
+from myllm.client import start
 
 from .rig import Daemon, command_with, descriptors, end_all, processes, until
 
@@ -51,7 +52,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, nothing_left: None) -> Iterator[Laun
             daemons.append(Daemon())
         return daemons[-1]
 
-    assert start.python is spawn.python
+    assert start.python is spawning.python
     yield begin
     for daemon in daemons:
         daemon.bury()

@@ -19,11 +19,12 @@ from typing import Any
 import orjson
 import pytest
 
+from myllm import spawning
+from myllm.client import start
+from myllm.client.client import Client
+from myllm.client.dial import dial, dial_daemon
 from myllm.protocol import MessageReader, encode, hello
-from myllm.runtime import spawn, start
-from myllm.runtime.client import Client
-from myllm.runtime.dial import dial_daemon
-from myllm.runtime.socket_file import dial, socket_path
+from myllm.socket_file import socket_path
 
 Event = dict[str, Any]
 MYLLM = (sys.executable, "-m", "myllm")
@@ -238,8 +239,8 @@ def end_all(pids: set[int]) -> None:
 
 
 def command_with(prelude: str, module: str) -> list[str]:
-    """As `spawn.python`, but first, with `myllm` imported, `prelude` runs in that process."""
-    executable, *options, program, root, fd, name = spawn.python(module)
+    """As `spawning.python`, but first, with `myllm` imported, `prelude` runs in that process."""
+    executable, *options, program, root, fd, name = spawning.python(module)
     head, found, tail = program.partition("from importlib")
     assert found
     return [executable, *options, f"{head}{prelude}\n{found}{tail}", root, fd, name]

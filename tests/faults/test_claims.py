@@ -14,10 +14,10 @@ from pathlib import Path
 import orjson
 import pytest
 
+from myllm.client import connect, start
 from myllm.errors import CannotCreateError, MyllmError, PermissionDeniedError
-from myllm.runtime import connect, start
-from myllm.runtime.socket_file import socket_path
 from myllm.settings import load
+from myllm.socket_file import socket_path
 
 from .conftest import Launch
 from .rig import MYLLM, Daemon, children, gen, numbered, processes, times, until
@@ -31,7 +31,7 @@ STRANGER = 4242
 STARTER = """
 import sys
 import orjson
-from myllm.runtime import start
+from myllm.client import start
 sys.stdin.read()
 client = start.daemon()
 line = list(client.stream({"op": "gen", "model": sys.argv[1], "prompt": "served"}))[-1]
@@ -68,7 +68,7 @@ SERVE = """
 import sys
 from myllm.errors import MyllmError
 from myllm.logs import open_log
-from myllm.runtime import daemon
+from myllm.daemon import daemon
 from myllm.settings import load
 try:
     sys.exit(daemon.run(load(), open_log(None), kind="serve", ready=lambda: print("ready", flush=True)))
@@ -185,7 +185,7 @@ def test_a_strangers_process_behind_our_socket_is_refused(monkeypatch: pytest.Mo
     with socket.socket(socket.AF_UNIX) as planted:
         planted.bind(str(path))
         planted.listen()
-        monkeypatch.setattr("myllm.runtime.socket_file.peer_uid", lambda connection: STRANGER)
+        monkeypatch.setattr("myllm.client.dial.peer_uid", lambda connection: STRANGER)
         for attempt in (lambda: connect(load()), start.daemon):
             with pytest.raises(PermissionDeniedError, match="another user's process"):
                 attempt()
@@ -194,7 +194,7 @@ def test_a_strangers_process_behind_our_socket_is_refused(monkeypatch: pytest.Mo
 def test_the_daemon_closes_the_connection_of_a_stranger(launch: Launch) -> None:
     flag = Path(os.environ["HOME"]) / "strangers"
     prelude = f"""
-import pathlib, myllm.runtime.daemon as daemon
+import pathlib, myllm.daemon.daemon as daemon
 real, flag = daemon.peer_uid, pathlib.Path({str(flag)!r})
 daemon.peer_uid = lambda connection: {STRANGER} if flag.exists() else real(connection)
 """

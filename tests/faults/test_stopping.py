@@ -13,7 +13,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from myllm.runtime import connect, start
+from myllm.client import connect, start
 from myllm.settings import load
 
 from .conftest import Launch
@@ -76,7 +76,7 @@ def test_a_command_is_told_to_try_again_while_the_daemon_drains(
 
 
 def test_a_stream_that_outlasts_the_grace_ends_with_an_error(launch: Launch, fake_model: FakeModel) -> None:
-    daemon = launch("import myllm.runtime.daemon; myllm.runtime.daemon.GRACE = 0.5")
+    daemon = launch("import myllm.daemon.daemon; myllm.daemon.daemon.GRACE = 0.5")
     model = fake_model(tokens=numbered(4000), ms_per_token=10)
     with ExitStack() as stack:
         running = streams(daemon, model, stack)

@@ -16,10 +16,11 @@ import orjson
 import pytest
 
 from myllm import __version__
+from myllm.client import start
+from myllm.client.dial import dial
 from myllm.errors import UnavailableError
 from myllm.protocol import PROTOCOL, encode
-from myllm.runtime import start
-from myllm.runtime.socket_file import dial, socket_path
+from myllm.socket_file import socket_path
 
 from .conftest import Launch
 from .rig import MYLLM, children, command_with, gen, numbered, processes, until
@@ -120,7 +121,7 @@ def test_several_who_replace_an_old_daemon_let_it_finish(
 ) -> None:
     old = OldDaemon(monkeypatch, prelude)
     answered = answering(old, fake_model(tokens=numbered(200), ms_per_token=10), protocol)
-    program = "from myllm.runtime import start; print(start.daemon().greeting['pid'])"
+    program = "from myllm.client import start; print(start.daemon().greeting['pid'])"
     starters = [
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]

@@ -25,9 +25,9 @@ from myllm.errors import (
     NotFoundError,
     UsageError,
 )
+from myllm.locks import locked, try_locked
 from myllm.models import store
 from myllm.models.catalog import catalog
-from myllm.models.locks import locked, try_locked
 from myllm.models.names import checked_name, has_prefix, is_path, name_from
 from myllm.models.registry import NotPulledError, Registry
 from myllm.models.store import Store, checked_digest
@@ -406,7 +406,7 @@ def test_the_lock_of_a_killed_holder_is_taken_over_at_once(tmp_path: Path) -> No
     code = """
 import sys, time
 from pathlib import Path
-from myllm.models.locks import locked
+from myllm.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -8,9 +8,10 @@ import pytest
 
 from myllm.errors import ContextOverflowError, UsageError
 from myllm.prompts.detect import find_template
-from myllm.prompts.prepare import Tokenizer, prepare
+from myllm.prompts.prepare import prepare
 from myllm.protocol import ROLES
 from myllm.requests import GenRequest
+from myllm.tokenizer import Tokenizer
 
 WINDOW = 200
 CHATML = find_template(None, "", "chatml")

@@ -10,8 +10,8 @@ import sys
 
 from myllm.protocol import encode, hello
 from myllm.runtime.call import Call
-from myllm.runtime.spawn import WorkerProcess
-from myllm.runtime.workers import Worker
+from myllm.runtime.worker import Worker
+from myllm.spawning import WorkerProcess
 
 
 def test_tokens_before_the_end_are_heard_though_writing_to_it_failed_first() -> None:

@@ -15,7 +15,7 @@ from typing import Final
 
 from myllm import __version__
 from myllm.errors import TryAgainError, UnavailableError, from_wire
-from myllm.protocol import PROTOCOL, Message, MessageReader, encode, hello, parse
+from myllm.protocol import PROTOCOL, Message, MessageReader, encode, hello, is_done, parse
 
 CHUNK: Final = 256 * 1024
 
@@ -122,11 +122,3 @@ class Client:
                 self._connection.sendall(lines)
             except OSError as error:
                 raise UnavailableError(f"runtime: the connection is gone: {error}; try again") from error
-
-
-def is_done(line: bytes) -> bool:
-    """Whether this line ends its request. Raises BadDataError where it is no message at all.
-
-    Token lines, by far the most, are not parsed, as our own side writes `token` first.
-    """
-    return not line.startswith(b'{"token":') and parse(line).get("done") is True

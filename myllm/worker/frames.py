@@ -11,7 +11,7 @@ from myllm.errors import BadDataError, ContextOverflowError, MyllmError, UsageEr
 from myllm.prompts.windows import Window, cut
 from myllm.protocol import Message, tagged
 from myllm.requests import EmbedRequest
-from myllm.runtime.preparer import ModelFile
+from myllm.worker.templates import ModelFile
 
 
 def windows_of(

@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from myllm.protocol import encode, hello
-from myllm.runtime.spawn import PROTOCOL_FD, WorkerProcess, spawn
+from myllm.spawning import PROTOCOL_FD, WorkerProcess, spawn
 
 Event = dict[str, Any]
 FakeModel = Callable[..., Path]

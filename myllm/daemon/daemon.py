@@ -17,20 +17,21 @@ from contextlib import suppress
 from typing import Any, Final, NoReturn
 
 from myllm import __version__, settings
+from myllm.daemon import service_manager
+from myllm.daemon.claim import Claim, claim
 from myllm.errors import InternalError, MyllmError, UnavailableError
 from myllm.logs import Log, open_log
 from myllm.paths import state_dir
 from myllm.protocol import PROTOCOL, Message, encode, error_event
-from myllm.runtime import notify
 from myllm.runtime.call import Call
 from myllm.runtime.connection import serve_connection
 from myllm.runtime.fleet import Fleet
 from myllm.runtime.keeper import Keeper
 from myllm.runtime.memory import careful_estimate
 from myllm.runtime.runtime import Runtime
-from myllm.runtime.socket_file import Claim, claim, peer_uid, socket_path
-from myllm.runtime.spawn import inherit_nothing_but
 from myllm.settings import Settings
+from myllm.socket_file import peer_uid, socket_path
+from myllm.spawning import inherit_nothing_but
 
 GRACE: Final = 30.0
 """Seconds that running requests have to finish once it is to stop (faults.md, SIGTERM)."""
@@ -68,7 +69,7 @@ def run(configured: Settings, log: Log, *, kind: str, ready: Callable[[], None])
     Raises MyllmError where it cannot begin: TryAgainError where another daemon runs; KeyboardInterrupt
     where it was SIGINT that stopped it.
     """
-    passed = notify.activated()
+    passed = service_manager.activated()
     claimed = claim(socket_path())
     try:
         listener = passed or claimed.listen()
@@ -113,10 +114,10 @@ class Daemon:
         for work in (self._watchdog(), *([] if self._kind == "serve" else [self._idle()])):
             self._tasks.add(loop.create_task(work))
         self._preload()
-        notify.notify("READY=1")
+        service_manager.notify("READY=1")
         ready()
         await self._stopping.wait()
-        notify.notify("STOPPING=1")
+        service_manager.notify("STOPPING=1")
         await self._runtime.drain(GRACE)
         self._claim.release()  # first, so that nobody finds a socket behind which nobody is
         server.close()
@@ -206,16 +207,18 @@ class Daemon:
 
     async def _watchdog(self) -> None:
         """Tells the service manager that the event loop runs."""
-        if interval := notify.watchdog_interval():
+        if interval := service_manager.watchdog_interval():
             while True:
-                notify.notify("WATCHDOG=1")
+                service_manager.notify("WATCHDOG=1")
                 await asyncio.sleep(interval)
 
     def _note(self, event: str, **fields: Any) -> None:
         self._log.write(event, **fields)
         if event != "request":
             said = f"{event} {fields.get('model', '')}"
-            notify.notify(f"STATUS={' '.join(said.split())}")  # a newline would begin another assignment
+            service_manager.notify(
+                f"STATUS={' '.join(said.split())}"
+            )  # a newline would begin another assignment
 
     def _unforeseen(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")

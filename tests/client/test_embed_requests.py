@@ -12,8 +12,8 @@ from typing import Any
 import orjson
 import pytest
 
-from myllm.runtime import connect
-from myllm.runtime.client import Client
+from myllm.client import connect
+from myllm.client.client import Client
 from myllm.settings import load
 
 Event = dict[str, Any]

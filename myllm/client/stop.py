@@ -14,12 +14,12 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from myllm.client.client import Client
+from myllm.client.dial import dial_daemon
 from myllm.errors import TryAgainError, UnavailableError, from_wire
-from myllm.models.locks import try_locked
+from myllm.locks import try_locked
 from myllm.protocol import PROTOCOL, parse
-from myllm.runtime.client import Client
-from myllm.runtime.dial import dial_daemon
-from myllm.runtime.socket_file import socket_path
+from myllm.socket_file import socket_path
 
 PATIENCE: Final = 40.0
 """Seconds that it has to finish what it does, 30, and a little more."""

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from myllm.engine import Tokenizer, is_fake
+from myllm.engine import is_fake
 from myllm.prompts.chat_template import ChatTemplate
 from myllm.prompts.detect import find_template
 from myllm.prompts.prepare import Prepared, prepare
 from myllm.requests import GenRequest
+from myllm.tokenizer import Tokenizer
 
 MAX_TEMPLATES: Final = 4
 """Renderer processes kept at once; requests may name templates, and each has a process."""

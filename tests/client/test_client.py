@@ -7,9 +7,9 @@ import socket
 import orjson
 import pytest
 
+from myllm.client.client import Client
 from myllm.errors import BadDataError, UnavailableError
 from myllm.protocol import encode, error_event, hello
-from myllm.runtime.client import Client
 
 
 def ended_with(*lines: bytes) -> Client:

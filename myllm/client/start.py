@@ -14,12 +14,12 @@ import time
 from typing import Final
 
 from myllm import __version__
+from myllm.client.client import Client
+from myllm.client.dial import dial_daemon
+from myllm.client.stop import end
 from myllm.errors import MyllmError, TryAgainError, UnavailableError, from_wire
 from myllm.protocol import LineBuffer, parse
-from myllm.runtime.client import Client
-from myllm.runtime.dial import dial_daemon
-from myllm.runtime.spawn import PROTOCOL_FD, python
-from myllm.runtime.stop import end
+from myllm.spawning import PROTOCOL_FD, python
 
 PATIENCE: Final = 20.0
 """Seconds that a new daemon has until it listens."""
@@ -51,7 +51,7 @@ def _start() -> None:
     os.close(saying)
     try:
         os.posix_spawn(
-            (command := python("myllm.runtime.daemon"))[0],
+            (command := python("myllm.daemon.daemon"))[0],
             command,
             os.environ,
             file_actions=[

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from myllm import socket_file
+from myllm.client.dial import dial
+from myllm.daemon.claim import Claim, claim
 from myllm.errors import CannotCreateError, ConfigError, MyllmError, PermissionDeniedError, TryAgainError
-from myllm.runtime import socket_file
-from myllm.runtime.socket_file import Claim, claim, dial, peer_uid, socket_path
+from myllm.socket_file import peer_uid, socket_path
 
 STRANGER = 4242
 """A user id that is neither ours nor root's."""
@@ -127,7 +129,7 @@ def test_a_shortened_path_can_be_listened_on(
 
 def test_nothing_slow_is_imported_to_dial() -> None:
     code = (
-        "import sys; from myllm.runtime.socket_file import dial, socket_path; "
+        "import sys; from myllm.client.dial import dial; from myllm.socket_file import socket_path; "
         "assert dial(socket_path(), 1) is None; print(*sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -227,7 +229,7 @@ def test_a_symlinked_folder_is_not_trusted(path: str, tmp_path: Path, owned: Cal
 def test_a_strangers_process_behind_our_socket_is_hung_up_on(
     path: str, owned: Callable[[str], Claim], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(socket_file, "peer_uid", lambda connection: STRANGER)
+    monkeypatch.setattr("myllm.client.dial.peer_uid", lambda connection: STRANGER)
     with owned(path).listen() as listener:
         with pytest.raises(PermissionDeniedError, match="another user's process"):
             dial(path, 1.0)
@@ -348,9 +350,7 @@ def test_a_socket_without_the_lock_is_replaced_only_where_nobody_listens(
 def test_a_daemon_killed_with_kill_9_leaves_nothing_to_clean(
     path: str, owned: Callable[[str], Claim]
 ) -> None:
-    code = (
-        f"from myllm.runtime.socket_file import claim; c = claim({path!r}); s = c.listen(); print(1); input()"
-    )
+    code = f"from myllm.daemon.claim import claim; c = claim({path!r}); s = c.listen(); print(1); input()"
     with subprocess.Popen(
         [sys.executable, "-u", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
@@ -532,15 +532,16 @@ def test_a_folder_that_cannot_be_made_or_written_is_told(
 
 
 MODES = """
-import os, sys, pathlib, myllm.models.locks
+import os, sys, pathlib, myllm.locks
 from myllm.errors import MyllmError
-from myllm.runtime import socket_file
+from myllm.client.dial import dial
+from myllm.daemon.claim import claim
 os.chdir({folder!r})
 if os.getuid() == 0:
     os.chown("mine", {stranger}, 0)
     os.setuid({stranger})
 try:
-    print(socket_file.{call})
+    print({call})
 except MyllmError as error:
     print(error.exit_status, error)
 """
@@ -612,7 +613,7 @@ def test_of_eight_threads_exactly_one_listens(path: str) -> None:
 RACER = """
 import os, sys
 from myllm.errors import TryAgainError
-from myllm.runtime.socket_file import claim
+from myllm.daemon.claim import claim
 path, wins = sys.argv[1], 0
 while wins < 20:
     try:

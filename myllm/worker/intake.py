@@ -17,12 +17,12 @@ from typing import Any, Final
 
 from myllm.engine import Engine, open_engine
 from myllm.errors import BadDataError, InternalError, MyllmError, UnavailableError, UsageError
+from myllm.events import ended_early
 from myllm.protocol import Message, encode, error_event, tagged
 from myllm.requests import EmbedRequest, GenRequest, LoadOptions
-from myllm.runtime.embed_intake import windows_of
-from myllm.runtime.events import ended_early
-from myllm.runtime.outbox import Outbox
-from myllm.runtime.preparer import ModelFile, Preparer, read_model_file
+from myllm.worker.frames import windows_of
+from myllm.worker.outbox import Outbox
+from myllm.worker.templates import ModelFile, Preparer, read_model_file
 
 DEEP_STACK: Final = 256 * 1024 * 1024
 """llama.cpp's tokenizer recurses on long runs (engine-notes §4); only what is touched takes memory."""

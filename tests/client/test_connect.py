@@ -15,9 +15,9 @@ from typing import Any
 import orjson
 import pytest
 
+from myllm.client import connect
+from myllm.client.client import Client
 from myllm.errors import UnavailableError
-from myllm.runtime import connect
-from myllm.runtime.client import Client
 from myllm.settings import load
 
 Event = dict[str, Any]
@@ -341,7 +341,7 @@ def test_a_chatty_worker_neither_blocks_nor_floods(generate: Generate, fake_mode
 
 PARENT = """
 import os, sys
-from myllm.runtime import connect
+from myllm.client import connect
 from myllm.settings import load
 client = connect(load())
 stream = client.stream({"op": "gen", "model": sys.argv[1], "prompt": "a", "ignore_eos": True})

@@ -18,7 +18,7 @@ from myllm.errors import UnavailableError
 PROTOCOL_FD = 3
 """The worker's end of the socketpair, in the worker."""
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120 — pathlib costs 25 ms
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 — pathlib costs 25 ms
 # They must run this very package, and nothing that lies in the current directory: so neither `-m`,
 # which would also pay for runpy, nor PYTHONPATH, which would put the package's neighbours before the
 # standard library.
@@ -73,7 +73,7 @@ def spawn() -> WorkerProcess:
     try:
         pid = os.posix_spawn(
             sys.executable,
-            python("myllm.runtime.worker"),
+            python("myllm.worker.main"),
             os.environ,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

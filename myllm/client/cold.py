@@ -9,8 +9,8 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Final
 
-from myllm.runtime.client import Client
-from myllm.runtime.spawn import WorkerProcess
+from myllm.client.client import Client
+from myllm.spawning import WorkerProcess
 
 if TYPE_CHECKING:
     from myllm.settings import Settings

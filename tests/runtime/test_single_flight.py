@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from myllm.errors import BadDataError
-from myllm.runtime.shared import Shared, Watch
+from myllm.runtime.single_flight import Shared, Watch
 
 
 def ignore(event: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from myllm.runtime import notify as service
-from myllm.runtime.notify import notify, watchdog_interval
+from myllm.daemon import service_manager as service
+from myllm.daemon.service_manager import notify, watchdog_interval
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def test_the_watchdog_of_another_process_is_not_ours(monkeypatch: pytest.MonkeyP
 SERVER = """
 import os, subprocess, sys
 from myllm.errors import ConfigError
-from myllm.runtime.notify import activated
+from myllm.daemon.service_manager import activated
 try:
     listener = activated()
 except ConfigError as error:

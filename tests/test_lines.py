@@ -10,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.errors import BadDataError
-from myllm.protocol import MAX_LINE, MessageReader, divided, encode, parse, tagged
-from myllm.runtime.client import is_done
-from myllm.runtime.lines import TOKEN, with_id
+from myllm.protocol import (
+    MAX_LINE,
+    TOKEN_LINE,
+    MessageReader,
+    divided,
+    encode,
+    is_done,
+    parse,
+    tagged,
+    with_id,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
     ['{"id":1,"token":"x"', '"done":true}', '","done":true,"x":"']
@@ -51,7 +59,7 @@ def test_a_token_line_gets_another_id_and_keeps_the_rest(
     event: dict[str, Any], old: int, new: int | None
 ) -> None:
     line = encode(tagged(event, old)).rstrip(b"\n")
-    match = TOKEN.match(line)
+    match = TOKEN_LINE.match(line)
     assert bool(match) == ("token" in event)
     if match:
         assert int(match[1]) == old

@@ -1,0 +1,1 @@
+"""What runs in a worker process: a socketpair, prepared requests, one engine."""
