@@ -23,7 +23,7 @@ from myllm.cli.records import Record, RecordError
 from myllm.cli.resume import Done, read_done, repair_output
 from myllm.errors import InternalError, MyllmError, UsageError, from_wire
 from myllm.protocol import TOKEN_LINE, error_event, parse
-from myllm.requests import GenRequest
+from myllm.requests import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -91,7 +91,7 @@ def run_batch(
     streams: Streams, settings: Settings, request: dict[str, Any], values: dict[str, Any], *, as_text: bool
 ) -> int:
     """Answers every record of stdin; returns the exit status. Raises what let none be answered."""
-    GenRequest.parse(request | {"prompt": ""})  # once, instead of an error for every record
+    Request.parse(request | {"prompt": ""})  # once, instead of an error for every record
     ask = _asker({"priority": PATIENT, **request, "stream": values["stream"]}, values["template"])
     if as_text and (values["resume"] or values["stream"]):
         raise UsageError(f"--{'resume' if values['resume'] else 'stream'}: it needs JSONL; give -o jsonl")

@@ -22,7 +22,7 @@ from myllm.cli.progress import Progress
 from myllm.cli.vectors import FORMATS, writer
 from myllm.errors import IOFailureError, NotFoundError, UnavailableError, UsageError
 from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES
-from myllm.requests import EmbedRequest
+from myllm.requests import Request
 
 if TYPE_CHECKING:
     from myllm.cli.documents import Input
@@ -205,7 +205,7 @@ def _request(values: dict[str, Any]) -> dict[str, Any]:
     request |= {name: values[name] for name in ("overlap", "pool", "on_overflow")}
     if values["no_cache"]:
         request["cache"] = False
-    EmbedRequest.parse(request | {"texts": [""]})
+    Request.parse(request | {"texts": [""]})
     return request
 
 

@@ -40,11 +40,14 @@ async def _serve(settings: Settings, connection: socket.socket, worker: WorkerPr
     from myllm.runtime.fleet import Fleet
     from myllm.runtime.keeper import Keeper
     from myllm.runtime.runtime import Runtime
+    from myllm.runtime.worker import Spare
 
     reader, writer = await asyncio.open_connection(sock=connection)
     fleet = Fleet(settings.models_max_memory, settings.models_max_loaded)
-    runtime = Runtime(settings, Keeper(fleet, keep_alive=None, spare=worker))
+    workers = Spare(worker)
+    runtime = Runtime(settings, Keeper(fleet, None, workers.start))
     try:
         await serve_connection(runtime, reader, writer)
     finally:
         await runtime.close()
+        await workers.close()

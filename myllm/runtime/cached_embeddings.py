@@ -1,7 +1,7 @@
-"""The Runtime's embed requests: what is cached is answered at once, only the rest goes to a worker.
+"""The Runtime's embed requests: what is cached is answered at once, only the rest goes to a backend.
 
 Owns the cache's thread. Must not know connections, nor how vectors are made. A run whose texts are
-all cached never asks for a worker.
+all cached never asks for one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections.abc import Awaitable, Callable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from myllm import events
 from myllm.errors import InternalError
 from myllm.models.fingerprint import fingerprint
 from myllm.paths import cache_dir
 from myllm.protocol import Message
 from myllm.requests import EmbedRequest
 from myllm.runtime.call import Call
+from myllm.runtime.reply import Reply, Wrapper
 from myllm.runtime.threads import in_daemon_thread
 from myllm.storage.embedding_cache import CachedVectors, EmbeddingCache, cache_keys
 
@@ -43,13 +45,12 @@ class Embeddings:
     async def answer(
         self,
         request: EmbedRequest,
-        message: Message,
         call: Call,
         model: Model,
-        submit: Callable[[Message, Call], Awaitable[None]],
+        submit: Callable[[list[str], Reply], Awaitable[None]],
     ) -> None:
-        """Answers what is cached of `request`, which is `message` checked; for the rest, `submit` readies a
-        worker and passes it on. Raises MyllmError.
+        """Answers what is cached of `request`; for the rest, `submit` readies a backend and passes the texts
+        on, whose events come back through the wrapper it is given. Raises MyllmError.
         """
         keys = [b""] * len(request.texts)
         known: dict[bytes, CachedVectors] = {}
@@ -60,12 +61,12 @@ class Embeddings:
         for item, text in enumerate(request.texts):
             if (entry := known.get(keys[item])) is not None:
                 for event in _events(item, entry):
-                    call.send(event)
+                    call.event(event)
             else:
                 missing.setdefault(text, []).append(item)
         n_cached = len(request.texts) - sum(map(len, missing.values()))
         if not missing:
-            call.finish(_all_cached(model.name, known[keys[0]], n_cached))
+            call.done(_all_cached(model.name, known[keys[0]], n_cached))
             return
 
         async def keep(entries: dict[int, CachedVectors]) -> None:
@@ -73,9 +74,8 @@ class Embeddings:
             await self._in_cache(lambda cache: cache.put(kept))
             self._tell(call)
 
-        misses = Misses(call, list(missing.values()), n_cached, keep if request.cache else None)
-        await submit({**message, "texts": list(missing)}, misses)
-        call.carrier = _Through(misses)  # only now: until a worker has it, the task is what can be cancelled
+        items = list(missing.values())
+        await submit(list(missing), Misses(call, items, n_cached, keep if request.cache else None))
 
     async def close(self) -> None:
         """Closes the cache; returns when all is written."""
@@ -112,7 +112,7 @@ class Embeddings:
 
     def _tell(self, call: Call) -> None:
         while not self._notes.empty():
-            call.send({"note": self._notes.get()})
+            call.event(events.note(self._notes.get()))
 
 
 def _look_up(
@@ -140,46 +140,41 @@ def _settle(future: asyncio.Future[Any], result: Any, error: Exception | None) -
         future.set_result(result)
 
 
-class Misses(Call):
-    """The part of a request that a worker does: its events go to `asker` under their own items, and what
-    came whole goes to `keep`, if there is one. Of equal texts one is computed.
+class Misses(Wrapper):
+    """The reply to the part of a request that a backend does: its events go to the asker under their own
+    items, and what came whole goes to `keep`, if there is one. Of equal texts one is computed.
     """
 
     def __init__(
         self,
-        asker: Call,
+        inner: Reply,
         items: list[list[int]],
         n_cached: int,
         keep: Callable[[dict[int, CachedVectors]], Awaitable[None]] | None,
     ) -> None:
-        super().__init__(asker.id, lambda line: None, lambda call: None, asker.client)
-        self.model = asker.model
-        self.paused = asker.paused
-        self._asker, self._items, self._n_cached, self._keep = asker, items, n_cached, keep
+        super().__init__(inner)
+        self._items, self._n_cached, self._keep = items, n_cached, keep
         self._windows: dict[int, list[tuple[int, int, int]]] = {}
         self._vectors: dict[int, list[bytes]] = {}
         self._conclusion: asyncio.Task[None] | None = None
 
-    def send(self, event: Message) -> None:
+    def event(self, event: Message) -> None:
         if "item" not in event:
-            self._asker.send(event)
+            self.inner.event(event)
             return
         items = self._items[event["item"]]
         for item in items:
-            self._asker.send({**event, "item": item})
+            self.inner.event({**event, "item": item})
         if "embedding" in event and self._keep:
             window = (event["start"], event["end"], event["tokens"])
             self._windows.setdefault(items[0], []).append(window)
             self._vectors.setdefault(items[0], []).append(b64decode(event["embedding"]))
 
-    def finish(self, event: Message) -> None:
-        if self.over:
-            return
-        self.over = True
+    def done(self, event: Message) -> None:
         if "usage" in event:
             event["usage"]["cached_texts"] = self._n_cached
         if "error" in event or "finish_reason" in event or not self._vectors or self._keep is None:
-            self._asker.finish(event)
+            self.inner.done(event)
         else:
             self._conclusion = asyncio.get_running_loop().create_task(self._conclude(event, self._keep))
 
@@ -195,42 +190,24 @@ class Misses(Call):
         try:
             await keep(entries)
         except Exception as error:  # noqa: BLE001 — a bug of the cache must not take the answer along
-            self._asker.fail(InternalError(f"embed: {type(error).__name__}: {error}"))
-        else:
-            self._asker.finish(event)
-
-
-class _Through:
-    """Cancels and pauses at the worker what the asker does."""
-
-    def __init__(self, misses: Misses) -> None:
-        self._misses = misses
-
-    def cancel(self, call: Call) -> None:
-        if carrier := self._misses.carrier:
-            carrier.cancel(self._misses)
-
-    def pause(self, call: Call) -> None:
-        self._misses.pause(call.paused)
+            event = events.failed(InternalError(f"embed: {type(error).__name__}: {error}"))
+        self.inner.done(event)
 
 
 def _events(item: int, entry: CachedVectors) -> list[Message]:
     size = len(entry.vectors) // len(entry.windows)
     return [
-        {
-            **{"item": item, "chunk": chunk, "start": start, "end": end, "tokens": tokens},
-            "embedding": b64encode(entry.vectors[chunk * size : (chunk + 1) * size]).decode(),
-            "cached": True,
-        }
-        for chunk, (start, end, tokens) in enumerate(entry.windows)
+        events.vector(
+            item,
+            chunk,
+            window,
+            b64encode(entry.vectors[chunk * size : (chunk + 1) * size]).decode(),
+            cached=True,
+        )
+        for chunk, window in enumerate(entry.windows)
     ]
 
 
 def _all_cached(model: str, entry: CachedVectors, n_cached: int) -> Message:
-    return {
-        "done": True,
-        "model": model,
-        "dimensions": len(entry.vectors) // len(entry.windows) // FLOAT_BYTES,
-        "usage": {"prompt_tokens": 0, "cached_texts": n_cached},
-        "timings": {"queue_ms": 0.0, "load_ms": 0.0, "embed_ms": 0.0},
-    }
+    dimensions = len(entry.vectors) // len(entry.windows) // FLOAT_BYTES
+    return events.completed(events.embedded(dimensions, 0, cached_texts=n_cached), model, 0.0)

@@ -1,7 +1,7 @@
-"""One connection to a Runtime: hello, requests in, event lines out.
+"""One connection that speaks MyLLM's own protocol: hello, requests in, event lines out.
 
-Owns request ids and flow control. Must not know models or workers; works on any asyncio stream
-pair, a socketpair as well as a Unix socket.
+Owns the ids of its requests and what waits to be read. Must not know models or backends; works on any asyncio
+stream pair, a socketpair as well as a Unix socket.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import asyncio
 import select
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
-from myllm import __version__
+from myllm import __version__, events
 from myllm.errors import BadDataError, MyllmError, UnavailableError, UsageError
-from myllm.protocol import MAX_IN_FLIGHT, PROTOCOL, Message, MessageReader, encode, error_event, hello
+from myllm.protocol import PROTOCOL, Message, MessageReader, encode, hello, tagged, with_id
+from myllm.runtime.asker import PATIENCE
 from myllm.runtime.call import Call
 
 if TYPE_CHECKING:
@@ -24,13 +24,10 @@ if TYPE_CHECKING:
 CHUNK: Final = 256 * 1024
 MAX_ID: Final = 2**53
 HIGH_WATER: Final = 1024 * 1024
-"""Bytes that wait for a client to read before its calls pause (DESIGN.md §8)."""
+"""Bytes that wait for a client to read before its calls pause."""
 LOW_WATER: Final = 64 * 1024
-PATIENCE: Final = 600.0
-"""Seconds that a client may leave what waits for it unread: `gen | less`."""
 LOOK: Final = 0.2
 """Seconds between two looks whether a client that waits for a place is still there."""
-_numbers: Final = count(1)
 
 
 async def serve_connection(
@@ -45,7 +42,7 @@ async def serve_connection(
     try:
         await connection.serve(reader)
     except MyllmError as error:
-        connection.write(encode(error_event(error)))
+        connection.write(encode(events.failed(error)))
     except OSError:
         pass
     finally:
@@ -55,16 +52,31 @@ async def serve_connection(
             await writer.wait_closed()
 
 
+class Lines:
+    """A request's end of its connection: events as lines, under the request's id or none."""
+
+    def __init__(self, connection: Connection, request_id: int | None) -> None:
+        self._connection, self._id = connection, request_id
+
+    def event(self, event: Message) -> None:
+        self._connection.write(encode(tagged(event, self._id)))
+
+    def line(self, line: bytes, start: int) -> None:
+        self._connection.write(with_id(line, start, self._id))
+
+    def done(self, event: Message) -> None:
+        self._connection.forget(self._id)
+        self.event(event)
+
+
 class Connection:
-    """The calls of one client."""
+    """The requests of one client."""
 
     def __init__(self, runtime: Runtime, writer: asyncio.StreamWriter) -> None:
-        self._runtime = runtime
+        self._asker = runtime.welcome()
         self._writer = writer
         self._calls: dict[int | None, Call] = {}
-        self._ended = asyncio.Event()
         self._lines: list[bytes] = []
-        self._number = next(_numbers)
         self._stalled: asyncio.Task[None] | None = None
         writer.transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
 
@@ -83,10 +95,13 @@ class Connection:
             asyncio.get_running_loop().call_soon(self._flush)
         self._lines.append(line)
 
+    def forget(self, request_id: int | None) -> None:
+        """The request of that id is over; another may have it."""
+        self._calls.pop(request_id, None)
+
     def close(self) -> None:
-        """Ends all calls of a client that is gone."""
-        for call in list(self._calls.values()):
-            call.abandon()
+        """Ends all requests of a client that is gone."""
+        self._asker.leave()
         self._flush()
         if self._stalled:
             self._stalled.cancel()
@@ -99,9 +114,8 @@ class Connection:
                 self._stalled = asyncio.get_running_loop().create_task(self._stall())
 
     async def _stall(self) -> None:
-        """Pauses the calls of a client that does not read until it does; after `PATIENCE` it is cut off."""
-        for call in self._calls.values():
-            call.pause(True)
+        """Pauses the requests of a client that does not read until it does; cut off after `PATIENCE`."""
+        self._asker.pause(True)
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._writer.drain()
@@ -109,8 +123,7 @@ class Connection:
             self._writer.transport.abort()
             return
         self._stalled = None
-        for call in self._calls.values():
-            call.pause(False)
+        self._asker.pause(False)
 
     async def _greet(self, message: Message) -> None:
         greeting = message.get("hello")
@@ -134,10 +147,11 @@ class Connection:
             raise UsageError("request: one without id must be alone on its connection")
         await self._while_there(self._reading)
         if request_id is not None:
-            await self._while_there(self._room)
-        call = self._calls[request_id] = Call(request_id, self.write, self._forget, self._number)
-        call.paused = self._stalled is not None
-        self._runtime.start(message, call)
+            await self._while_there(self._asker.place)
+        message.pop("id", None)
+        call = self._asker.ask(message, Lines(self, request_id))
+        if not call.over:
+            self._calls[request_id] = call
 
     async def _while_there(self, wait: Callable[[], Awaitable[None]]) -> None:
         """Waits for what may be waited for more than once. Raises ConnectionResetError where the client
@@ -154,17 +168,6 @@ class Connection:
         """Waits until the client reads what it has got already."""
         while self._stalled:
             await asyncio.wait({self._stalled})
-
-    async def _room(self) -> None:
-        """Waits until one of many requests may start: a connection that has many is never refused."""
-        while len(self._calls) >= MAX_IN_FLIGHT:
-            self._ended.clear()
-            await self._ended.wait()
-        await self._runtime.room()
-
-    def _forget(self, call: Call) -> None:
-        del self._calls[call.id]
-        self._ended.set()
 
 
 def _has_hung_up(descriptor: int) -> bool:

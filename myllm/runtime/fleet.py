@@ -1,7 +1,8 @@
 """Which loaded models stay and which must go: memory, keep-alive, pins, crashes. The policy, no effects.
 
-Owns the books on loaded models. Pure: moments are given in seconds of one monotonic clock, memory in
-bytes. Must not know processes, event loops or files; `keeper.py` does what is decided here.
+Owns the books on loaded models, one object each. Pure: moments are given in seconds of one monotonic clock,
+memory in bytes. Must not know processes, event loops or files, and leaves a member's backend, work and end
+to `keeper.py`, which does what is decided here.
 """
 
 from __future__ import annotations
@@ -10,15 +11,33 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from myllm.errors import UnavailableError
 from myllm.requests import LoadOptions
 
+if TYPE_CHECKING:
+    import asyncio
+
+    from myllm.runtime.backend import Backend
+    from myllm.runtime.single_flight import SingleFlight
+
 CRASHES: Final = 3
 CRASH_WINDOW: Final = 60.0
 """`CRASHES` within so many seconds, and a model is refused for as long (faults.md, kill -9 worker)."""
+
+
+class State(Enum):
+    """Where a member is in its life; each follows the one before."""
+
+    ASKED = "asked"
+    """It takes no memory yet, and others need not count it."""
+    LOADING = "loading"
+    READY = "ready"
+    ENDING = "ending"
+    """It is being ended: its memory is about to come free."""
 
 
 @dataclass(eq=False, slots=True)
@@ -36,11 +55,15 @@ class Member:
     pinned: bool = False
     busy: bool = True
     """Whether it has work, its own load too."""
-    placed: bool = False
-    """Whether it has its place: until then it takes no memory, and others need not count it."""
-    loading: bool = True
+    state: State = State.ASKED
     leaving: str | None = None
     """Why it is to go as soon as it has no work; nobody new gets it."""
+    backend: Backend | None = None
+    """What answers for it, from the moment it loads."""
+    work: SingleFlight[Backend] | None = None
+    """Its load, which all who ask for it join."""
+    end: asyncio.Task[None] | None = None
+    """Its end, once that is under way."""
 
     @property
     def expires(self) -> float | None:
@@ -89,7 +112,9 @@ class Fleet:
         Others without pin go, those without work first, of these the least recently used, and no more than
         needed. Raises UnavailableError where even all of those that may go would not make room.
         """
-        others = [member for member in self.members if member.placed and member is not newcomer]
+        others = [
+            member for member in self.members if member.state is not State.ASKED and member is not newcomer
+        ]
         missing = self._missing(newcomer, others, available)
         surplus = 0 if self.max_loaded is None else len(others) + 1 - self.max_loaded
         chosen: list[Member] = []
@@ -129,7 +154,7 @@ class Fleet:
 
     def _missing(self, newcomer: Member, others: list[Member], available: int) -> int:
         """Bytes that must come free; none, where it is 0 or less."""
-        promised = sum(member.estimate for member in others if member.loading)
+        promised = sum(member.estimate for member in others if member.state is State.LOADING)
         missing = newcomer.estimate + promised - available
         if self.max_memory is not None:
             loaded = sum(member.estimate for member in others)
@@ -150,7 +175,7 @@ class Fleet:
 
 def _may_go(members: Iterable[Member]) -> list[Member]:
     """Those without work first, then those that load, each kind by their last use."""
-    return sorted(filter(_may_leave, members), key=lambda member: (member.busy, member.loading, member.used))
+    return sorted(filter(_may_leave, members), key=lambda m: (m.busy, m.state is State.LOADING, m.used))
 
 
 def _may_leave(member: Member) -> bool:

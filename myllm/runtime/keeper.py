@@ -1,29 +1,28 @@
-"""Keeps workers: loads a model once for all who ask, lets it go when its time is over, buries the dead.
+"""Keeps models ready: loads each once for all who ask, lets it go when its time is over, buries the dead.
 
-Does what `fleet.py` decides. Owns worker processes from their start to their end. Must not know
-requests, connections or names that are not resolved yet. Everything runs on one event loop, by whose
-clock time is told.
+Does what `fleet.py` decides. Owns backends from their start to their end. Must not know requests,
+connections, names that are not resolved yet, or what kind a backend is. Everything runs on one event loop, by
+whose clock time is told.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from myllm import hardware
-from myllm.errors import MyllmError, NotFoundError
+from myllm.errors import MyllmError, NotFoundError, UnavailableError
 from myllm.protocol import Message
-from myllm.requests import LoadOptions
-from myllm.runtime.fleet import Fleet, Member, Room
+from myllm.requests import LoadOptions, Wishes
+from myllm.runtime.backend import Backend
+from myllm.runtime.fleet import Fleet, Member, Room, State
 from myllm.runtime.memory import resident_bytes, rough_estimate
-from myllm.runtime.single_flight import Shared, Watch
+from myllm.runtime.single_flight import SingleFlight, Watch
 from myllm.runtime.threads import in_daemon_thread
-from myllm.runtime.worker import Worker
-from myllm.spawning import WorkerProcess, spawn
+from myllm.runtime.worker import start_worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,23 +37,17 @@ ENGINE_KEYS: Final = (
 """What an engine says of itself, passed on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """How long a model shall stay from now on; None leaves it as it is."""
-
-    keep_alive: float | None = None
-    """Seconds; infinity is for ever."""
-    pin: bool | None = None
+AS_IT_IS: Final = Wishes()
 
 
 class Keeper:
-    """The workers of one Runtime. `spare` is a process started in advance, for the first model."""
+    """The backends of one Runtime; `start` makes one that has nothing loaded yet."""
 
     def __init__(
         self,
         fleet: Fleet,
         keep_alive: float | None,
-        spare: WorkerProcess | None = None,
+        start: Callable[[], Awaitable[Backend]] = start_worker,
         *,
         estimate: Callable[[Path, LoadOptions], int] = rough_estimate,
         available: Callable[[], int] = hardware.available_memory,
@@ -62,15 +55,13 @@ class Keeper:
     ) -> None:
         self._fleet = fleet
         self._keep_alive = keep_alive
-        self._spare = spare
+        self._start = start
         self._estimate, self._available, self._log = estimate, available, log
-        self._work: dict[Member, Shared[Worker]] = {}
-        self._workers: dict[Member, Worker] = {}
-        self._running: set[Worker] = set()
+        self._living: set[Backend] = set()
+        """All that are not buried, also those whose member is gone."""
         self._placing = asyncio.Lock()
         self._changed = asyncio.Event()
         self._alarm: asyncio.TimerHandle | None = None
-        self._ends: dict[Member, asyncio.Task[None]] = {}
 
     @property
     def empty(self) -> bool:
@@ -78,9 +69,9 @@ class Keeper:
         return not self._fleet.members
 
     async def ready(
-        self, model: Model, options: LoadOptions, watch: Watch, wishes: Wishes = Wishes()
-    ) -> Worker:
-        """A worker that has the model loaded at least as `options` say; `watch` takes events meanwhile.
+        self, model: Model, options: LoadOptions, watch: Watch, wishes: Wishes = AS_IT_IS
+    ) -> Backend:
+        """A backend that has the model loaded at least as `options` say; `watch` takes events meanwhile.
 
         What is submitted to it at once, before anything is awaited, finds it there. Raises MyllmError.
         """
@@ -88,9 +79,11 @@ class Keeper:
         if member is None:
             member = self._enlist(model, options)
         self._heed(member, wishes)
-        worker = await self._work[member].join(watch)
+        if member.work is None:
+            raise UnavailableError(f"{model.name}: it just ended; try again")
+        backend = await member.work.join(watch)
         self._settle(member)
-        return worker
+        return backend
 
     def configure(self, settings: Settings) -> None:
         """New limits, for the loads to come."""
@@ -119,31 +112,28 @@ class Keeper:
             await self._changed.wait()
         return [member.name for member in going]
 
-    def give_way(self, worker: Worker) -> Member | None:
-        """A worker's member, which nobody gets any more, if it has less than its model's own window and
+    def give_way(self, backend: Backend) -> Member | None:
+        """A backend's member, which nobody gets any more, if it has less than its model's own window and
         nothing to do.
         """
-        member = next((member for member, each in self._workers.items() if each is worker), None)
-        if member is None or member.options.context is None or worker.busy:
+        member = next((member for member in self._fleet.members if member.backend is backend), None)
+        if member is None or member.options.context is None or backend.busy:
             return None
         member.leaving = "window"
         return member
 
-    async def widen(self, member: Member, model: Model, watch: Watch) -> Worker:
-        """A worker with the model's own window in the place of one that gave way. Raises MyllmError."""
+    async def widen(self, member: Member, model: Model, watch: Watch) -> Backend:
+        """A backend with the model's own window in the place of one that gave way. Raises MyllmError."""
         wishes = Wishes(math.inf if member.keep_alive is None else member.keep_alive, member.pinned)
         if member in self._fleet.members:
             await asyncio.wait([self._dismiss(member, "window")])
         return await self.ready(model, member.options._replace(context=None), watch, wishes)
 
     async def close(self) -> None:
-        """Ends all workers; returns when they are gone."""
+        """Ends all backends; returns when they are gone."""
         if self._alarm:
             self._alarm.cancel()
-        if self._spare:
-            self._running.add(await Worker.attach(self._spare))
-            self._spare = None
-        await asyncio.gather(*(worker.close() for worker in list(self._running)))
+        await asyncio.gather(*(backend.close() for backend in list(self._living)))
 
     async def status(self) -> list[Message]:
         """What is loaded, as `load --list` shows it."""
@@ -157,29 +147,27 @@ class Keeper:
         self._fleet.check_crashes(model.name, model.path, now)
         member = Member(model.name, model.path, options, 0, self._keep_alive, now)
         self._fleet.members.append(member)
-        self._work[member] = Shared(lambda tell: self._load(member, tell), lambda _: self._forget(member))
+        member.work = SingleFlight(lambda tell: self._load(member, tell), lambda _: self._forget(member))
         return member
 
-    async def _load(self, member: Member, tell: Watch) -> Worker:
+    async def _load(self, member: Member, tell: Watch) -> Backend:
         member.estimate = await in_daemon_thread(lambda: self._estimate(member.path, member.options))
         await self._make_room(member)
-        process, self._spare = self._spare or spawn(), None
-        worker = await Worker.attach(process)
-        self._running.add(worker)
-        self._workers[member] = worker
-        worker.when_dead(lambda burial: self._mourn(member, worker, burial))
-        worker.when_idle(lambda: self._settle(member))
+        backend = member.backend = await self._start()
+        self._living.add(backend)
+        backend.when_dead(lambda burial: self._mourn(member, backend, burial))
+        backend.when_idle(lambda: self._settle(member))
         started = self._now()
         try:
-            await worker.load(member.path, member.name, member.options, tell)
+            await backend.load(member.path, member.name, member.options, tell)
         except BaseException as error:
             if isinstance(error, MyllmError):
                 self._log("load_failed", level="error", model=member.name, error=str(error))
-            await worker.close()
+            await backend.close()
             raise
-        member.loading = False
-        self._log("loaded", model=member.name, pid=worker.pid, seconds=round(self._now() - started, 3))
-        return worker
+        member.state = State.READY
+        self._log("loaded", model=member.name, pid=backend.pid, seconds=round(self._now() - started, 3))
+        return backend
 
     async def _make_room(self, newcomer: Member) -> None:
         """Has others leave until the newcomer fits. One load after the other: each counts what is free."""
@@ -191,44 +179,44 @@ class Keeper:
                     await asyncio.wait([self._dismiss(member, "memory") for member in room.evict])
                 if room.wait:
                     await self._changed.wait()
-            newcomer.placed = True
+            newcomer.state = State.LOADING
 
     def _dismiss(self, member: Member, reason: str) -> asyncio.Task[None]:
         """Ends a member without work, which nobody gets any more; done when its memory is free.
 
         For `asyncio.wait`: whoever awaited it and gave up would cancel it for all.
         """
-        if member not in self._ends:
+        if member.end is None:
             member.leaving, member.busy = member.leaving or reason, True
-            task = self._ends[member] = asyncio.get_running_loop().create_task(self._end(member))
-            task.add_done_callback(lambda _: self._ends.pop(member))
-        return self._ends[member]
+            member.state = State.ENDING
+            member.end = asyncio.get_running_loop().create_task(self._end(member))
+        return member.end
 
     async def _end(self, member: Member) -> None:
-        if worker := self._workers.pop(member, None):
-            self._log("unloaded", model=member.name, pid=worker.pid, reason=member.leaving)
-            await worker.close()
+        backend, member.backend = member.backend, None
+        if backend:
+            self._log("unloaded", model=member.name, pid=backend.pid, reason=member.leaving)
+            await backend.close()
         self._forget(member)
 
-    def _mourn(self, member: Member, worker: Worker, burial: asyncio.Task[None]) -> None:
-        unforeseen = not worker.dismissed
+    def _mourn(self, member: Member, backend: Backend, burial: asyncio.Task[None]) -> None:
+        unforeseen = not backend.dismissed
         if unforeseen:
             self._fleet.crashed(member.path, self._now())
             self._forget(member)
 
         def buried(_: object) -> None:
-            self._running.discard(worker)
+            self._living.discard(backend)
             if unforeseen:
-                words = worker.last_words
-                self._log("crashed", level="error", model=member.name, pid=worker.pid, words=words)
+                words = backend.last_words
+                self._log("crashed", level="error", model=member.name, pid=backend.pid, words=words)
 
         burial.add_done_callback(buried)
 
     def _forget(self, member: Member) -> None:
         if member in self._fleet.members:
             self._fleet.members.remove(member)
-        self._work.pop(member, None)
-        self._workers.pop(member, None)
+        member.work = member.backend = None
         self._tell_change()
 
     def _heed(self, member: Member, wishes: Wishes) -> None:
@@ -245,10 +233,9 @@ class Keeper:
         asyncio.get_running_loop().call_soon(self._look, member)
 
     def _look(self, member: Member) -> None:
-        worker = self._workers.get(member)
-        if worker is None:
+        if member.backend is None:
             return
-        member.busy = worker.busy
+        member.busy = member.backend.busy
         member.used = self._now()
         self._review()
 
@@ -272,20 +259,20 @@ class Keeper:
     # ── telling ─────────────────────────────────────────────────────────────────────────────
 
     async def _describe(self, member: Member) -> Message:
-        worker = self._workers.get(member)
-        state = "unloading" if member.leaving else "loading" if member.loading else "ready"
+        backend = member.backend
+        state = "unloading" if member.leaving else "ready" if member.state is State.READY else "loading"
         entry: Message = {"model": member.name, "path": str(member.path), "state": state}
-        if worker is None:
+        if backend is None:
             return entry | {"pinned": member.pinned}
         said: Message = {}
         with suppress(MyllmError, TimeoutError):
-            said = await worker.status()
+            said = await backend.status()
         expires = member.expires
         kept = member.keep_alive if expires is None else max(expires - self._now(), 0.0)
         return {
             **entry,
-            "pid": worker.pid,
-            "memory_bytes": resident_bytes(worker.pid),
+            "pid": backend.pid,
+            "memory_bytes": resident_bytes(backend.pid),
             **{key: said.get(key) for key in ENGINE_KEYS},
             "idle_s": 0.0 if member.busy else round(self._now() - member.used, 1),
             "keep_alive_s": None if member.pinned or kept is None else round(kept, 1),

@@ -40,8 +40,11 @@ def careful_estimate(path: Path, options: LoadOptions) -> int:
     return header.memory_estimate(context, options.kv_type or "f16")
 
 
-def resident_bytes(pid: int) -> int:
-    """What the process has in memory, pages that it shares with others too; 0 where nobody can tell."""
+def resident_bytes(pid: int | None) -> int:
+    """What the process has in memory, pages that it shares with others too; 0 where there is none, or
+    nobody can tell."""
+    if pid is None:
+        return 0
     if sys.platform == "darwin":
         import subprocess
 

@@ -11,8 +11,9 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from myllm import events
 from myllm.errors import TryAgainError
-from myllm.runtime.single_flight import Shared, Watch
+from myllm.runtime.single_flight import SingleFlight, Watch
 from myllm.runtime.threads import in_daemon_thread
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Resolver:
     def __init__(self, open_registry: Callable[[], Registry]) -> None:
         self._open_registry = open_registry
         self._known: dict[str, tuple[Model, float]] = {}
-        self._under_way: dict[str, Shared[Model]] = {}
+        self._under_way: dict[str, SingleFlight[Model]] = {}
 
     async def resolve(self, name: str, watch: Watch) -> Model:
         """The model of that name; `watch` takes `pulling` events. Raises what the registry raises."""
@@ -37,7 +38,9 @@ class Resolver:
             return known[0]
         work = self._under_way.get(name)
         if work is None:
-            work = Shared(lambda tell: self._resolve(name, tell), lambda shared: self._forget(name, shared))
+            work = SingleFlight(
+                lambda tell: self._resolve(name, tell), lambda flight: self._forget(name, flight)
+            )
             self._under_way[name] = work
         return await work.join(watch)
 
@@ -52,7 +55,7 @@ class Resolver:
         self._known[name] = model, asyncio.get_running_loop().time() + FRESH_FOR
         return model
 
-    def _forget(self, name: str, work: Shared[Model]) -> None:
+    def _forget(self, name: str, work: SingleFlight[Model]) -> None:
         if self._under_way.get(name) is work:
             del self._under_way[name]
 
@@ -63,8 +66,7 @@ class Resolver:
         def progress(done: int, total: int | None) -> None:
             if unwanted.is_set():
                 raise TryAgainError(f"{name}: nobody waits for this download any more")
-            event = {"pulling": {"model": name, "bytes": done, "total": total}}
-            loop.call_soon_threadsafe(tell, event)
+            loop.call_soon_threadsafe(tell, events.pulling(name, done, total))
 
         try:
             return await in_daemon_thread(lambda: self._open_registry().pull(name, progress))

@@ -16,7 +16,7 @@ Watch = Callable[[Message], None]
 """Takes events that tell how far the work is."""
 
 
-class Shared(Generic[T]):
+class SingleFlight(Generic[T]):
     """Starts `work` at once; each who joins gets its result or its error, and its progress events.
 
     Work that nobody waits for any more is cancelled. `forget` is called when it has failed or is
@@ -24,7 +24,9 @@ class Shared(Generic[T]):
     """
 
     def __init__(
-        self, work: Callable[[Watch], Awaitable[T]], forget: Callable[[Shared[T]], None] = lambda shared: None
+        self,
+        work: Callable[[Watch], Awaitable[T]],
+        forget: Callable[[SingleFlight[T]], None] = lambda flight: None,
     ) -> None:
         self._forget = forget
         self._watchers: list[Watch] = []

@@ -1,7 +1,7 @@
-"""The Runtime's side of worker processes: load a model, pass calls on, bury the dead.
+"""A backend that is a worker process: load a model, pass requests on, bury the dead.
 
-Owns worker processes, their calls and their last words. Must not know names of models, connections
-or what runs in a worker. Everything here runs on one event loop.
+Owns the process, whose request is whose over there, and its last words. Must not know names of models,
+connections or what runs in a worker. Everything here runs on one event loop.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from myllm import __version__
+from myllm import __version__, events
 from myllm.errors import BadDataError, MyllmError, UnavailableError, WorkerCrashedError, from_wire
-from myllm.events import completed
 from myllm.protocol import PROTOCOL, TOKEN_LINE, Message, MessageReader, encode, hello, parse
 from myllm.requests import LoadOptions
-from myllm.runtime.call import Call
 from myllm.runtime.last_words import LastWords, how_it_ended
-from myllm.spawning import WorkerProcess
+from myllm.runtime.reply import Reply
+from myllm.spawning import WorkerProcess, spawn
 
 GRACE: Final = 0.5
 """Seconds a worker has to end when its connection is closed, before it is killed."""
@@ -33,7 +32,7 @@ _LONGEST_LOOK: Final = 0.05
 
 
 class Worker(asyncio.Protocol):
-    """One worker process and the calls it has; make it with `Worker.attach`."""
+    """One worker process and the requests it has, see `Backend`; make it with `Worker.attach`."""
 
     def __init__(self, process: WorkerProcess) -> None:
         self.dismissed = False
@@ -42,8 +41,8 @@ class Worker(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = MessageReader()
         self._words = LastWords()
-        self._calls: dict[int, Call] = {}
-        self._ids: dict[Call, int] = {}
+        self._replies: dict[int, Reply] = {}
+        self._ids: dict[Reply, int] = {}
         self._next_id = 0
         self._model = "model"
         self._progress: Callable[[Message], None] = lambda event: None
@@ -77,8 +76,8 @@ class Worker(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether it has calls."""
-        return bool(self._calls)
+        """Whether it has requests."""
+        return bool(self._replies)
 
     async def status(self) -> Message:
         """What its engine says of itself. Raises TimeoutError where it does not answer soon."""
@@ -103,41 +102,40 @@ class Worker(asyncio.Protocol):
         self._send({"op": "load", "path": str(path), "name": name, "options": options.to_wire()})
         return await self._loaded
 
-    def submit(self, message: Message, call: Call) -> None:
-        """Passes a request on; all its events, the last too, go to `call`."""
+    def submit(self, message: Message, client: int, reply: Reply) -> None:
+        """Passes a request on; all its events, the last too, go to `reply`."""
         if not self.alive:
-            call.fail(UnavailableError(f"{self._model}: its worker just ended; try again"))
+            reply.done(events.failed(UnavailableError(f"{self._model}: its worker just ended; try again")))
             return
         self._next_id += 1
-        self._calls[self._next_id] = call
-        self._ids[call] = self._next_id
-        call.carrier = self
-        self._send({**message, "id": self._next_id, "client": call.client})
-        if call.paused:
-            self.pause(call)
+        self._replies[self._next_id] = reply
+        self._ids[reply] = self._next_id
+        self._send({**message, "id": self._next_id, "client": client})
 
-    def cancel(self, call: Call) -> None:
-        """Asks the worker to end a call; its done event follows."""
-        if self.alive and call in self._ids:
-            self._send({"op": "cancel", "id": self._ids[call]})
+    def cancel(self, reply: Reply) -> None:
+        """Asks the worker to end a request; its done event follows."""
+        self._tell("cancel", reply)
 
-    def pause(self, call: Call) -> None:
-        """Has the worker stop or go on with a call, as `call.paused` says."""
-        if self.alive and call in self._ids:
-            self._send({"op": "pause" if call.paused else "resume", "id": self._ids[call]})
+    def pause(self, reply: Reply, paused: bool) -> None:
+        """Has the worker stop or go on with a request."""
+        self._tell("pause" if paused else "resume", reply)
+
+    def _tell(self, op: str, reply: Reply) -> None:
+        if self.alive and reply in self._ids:
+            self._send({"op": op, "id": self._ids[reply]})
 
     def when_idle(self, tell: Callable[[], None]) -> None:
-        """Has `tell` called whenever the last of its calls has ended."""
+        """Has `tell` called whenever the last of its requests has ended."""
         self._rested = tell
 
     def when_dead(self, tell: Callable[[asyncio.Task[None]], None]) -> None:
         """Has `tell` called as soon as the process is known to end, with the task that reaps it and then
-        fails its calls.
+        fails its requests.
         """
         self._mourners.append(tell)
 
     async def close(self) -> None:
-        """Ends the process, which frees all it had; its calls fail. Waits at most about `GRACE`."""
+        """Ends the process, which frees all it had; its requests fail. Waits at most about `GRACE`."""
         self.dismissed = True
         if self._transport:
             self._transport.abort()
@@ -155,8 +153,8 @@ class Worker(asyncio.Protocol):
         try:
             for line in self._reader.feed_lines(data):
                 if token := TOKEN_LINE.match(line):
-                    if call := self._calls.get(int(token[1])):
-                        call.forward(line, token.end())
+                    if reply := self._replies.get(int(token[1])):
+                        reply.line(line, token.end())
                 else:
                     self._take(parse(line))
         except MyllmError as error:
@@ -179,14 +177,14 @@ class Worker(asyncio.Protocol):
             _check_hello(event["hello"])
         elif request_id is None:
             self._take_load(event)
-        elif call := self._calls.get(request_id):
+        elif reply := self._replies.get(request_id):
             if event.get("done"):
-                del self._calls[request_id], self._ids[call]
-                call.finish(completed(event, call.model, call.load_ms))
-                if not self._calls:
+                del self._replies[request_id], self._ids[reply]
+                reply.done(event)
+                if not self._replies:
                     self._rested()
             else:
-                call.send(event)
+                reply.event(event)
         elif asked := self._asked.get(request_id):
             asked.set_result(event)
 
@@ -217,7 +215,7 @@ class Worker(asyncio.Protocol):
                 self._loop.remove_reader(self._process.words)
 
     async def _bury(self) -> None:
-        """Reaps the process, and fails its calls with how it died."""
+        """Reaps the process, and fails its requests with how it died."""
         status = await self._reap()
         self._loop.remove_reader(self._process.words)
         with suppress(BlockingIOError):
@@ -231,10 +229,10 @@ class Worker(asyncio.Protocol):
         )
         if not self._loaded.done():
             self._fail_load(error)
-        calls, self._calls = self._calls, {}
+        replies, self._replies = self._replies, {}
         self._ids.clear()
-        for call in calls.values():
-            call.fail(error)
+        for reply in replies.values():
+            reply.done(events.failed(error))
 
     async def _reap(self) -> int | None:
         """The wait status; a process that does not end by itself is killed after `GRACE`."""
@@ -254,6 +252,28 @@ class Worker(asyncio.Protocol):
 
     def _kill(self) -> None:
         os.kill(self._process.pid, signal.SIGKILL)
+
+
+async def start_worker() -> Worker:
+    """A worker in a new process, with nothing loaded. Raises UnavailableError."""
+    return await Worker.attach(spawn())
+
+
+class Spare:
+    """Starts workers, the first of them in the process that was started in advance, if one was."""
+
+    def __init__(self, process: WorkerProcess | None) -> None:
+        self._process = process
+
+    async def start(self) -> Worker:
+        """A worker with nothing loaded. Raises UnavailableError."""
+        process, self._process = self._process or spawn(), None
+        return await Worker.attach(process)
+
+    async def close(self) -> None:
+        """Ends the process that nobody wanted."""
+        if self._process:
+            await (await self.start()).close()
 
 
 def _check_hello(greeting: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from myllm.engine import Engine
 from myllm.engine.embedding import Piece
 from myllm.errors import BadDataError, ContextOverflowError, MyllmError, UsageError
+from myllm.events import no_vector
 from myllm.prompts.windows import Window, cut
 from myllm.protocol import Message, tagged
 from myllm.requests import EmbedRequest
@@ -42,7 +43,7 @@ def windows_of(
             whole = list(cut(text, room, request.overlap, lambda part: tokenizer.encode(part, special=False)))
             _check(whole, len(head) + len(tail), window, request.on_overflow)
         except MyllmError as error:
-            failures.append(tagged({"item": item, "error": error.to_wire()}, request.id))
+            failures.append(tagged(no_vector(item, error), request.id))
             whole = []
         texts.append([Piece(start, end, [*head, *tokens, *tail]) for start, end, tokens in whole])
     return texts, failures

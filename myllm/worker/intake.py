@@ -15,10 +15,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
+from myllm import events
 from myllm.engine import Engine, open_engine
 from myllm.errors import BadDataError, InternalError, MyllmError, UnavailableError, UsageError
-from myllm.events import ended_early
-from myllm.protocol import Message, encode, error_event, tagged
+from myllm.protocol import Message, encode, tagged
 from myllm.requests import EmbedRequest, GenRequest, LoadOptions
 from myllm.worker.frames import windows_of
 from myllm.worker.outbox import Outbox
@@ -72,7 +72,7 @@ class Intake:
                 self._pause(_id(message), op == "pause")
             case "status":
                 status = self._engine.status() if self._engine else {}
-                self._send([tagged({"done": True, "status": status}, message.get("id"))])
+                self._send([tagged(events.done(status=status), message.get("id"))])
             case None if "hello" in message:
                 pass
             case op:
@@ -95,7 +95,7 @@ class Intake:
             with self._lock:
                 if self._arrivals.pop(request_id, None) is None:  # cancelled, and said so
                     return
-        self._send([tagged(error_event(error), request_id)])
+        self._send([tagged(events.failed(error), request_id)])
 
     # ── jobs ────────────────────────────────────────────────────────────────────────────────
 
@@ -107,7 +107,7 @@ class Intake:
         # First, so that the template's renderer starts beside the loading.
         self._preparer = Preparer(about.template, self._name, start=about.writes)
         self._engine = open_engine(path, options, self._send, self._progress(), about.sampling)
-        self._send([{"done": True, "window": self._engine.window}])
+        self._send([events.done(window=self._engine.window)])
 
     def _progress(self) -> Callable[[float], None]:
         due = time.monotonic() + PROGRESS_EVERY
@@ -116,7 +116,7 @@ class Intake:
             nonlocal due
             if (now := time.monotonic()) >= due:
                 due = now + PROGRESS_EVERY
-                self._send([{"loading": round(part, 3)}])
+                self._send([events.loading(part)])
 
         return progress
 
@@ -125,7 +125,7 @@ class Intake:
         request_id = message["id"]
         if request_id not in self._arrivals:  # cancelled while it waited
             return
-        request = GenRequest.parse(message)
+        request = GenRequest.parse(_asked(message))
         prepared = preparer.prepare(request, engine.tokenizer, engine.window)
         with self._lock:
             if (arrival := self._arrivals.pop(request_id, None)) is None:  # cancelled while it was prepared
@@ -143,32 +143,31 @@ class Intake:
         request_id = message["id"]
         if request_id not in self._arrivals:  # cancelled while it waited
             return
-        request = EmbedRequest.parse(message)
-        texts, events = windows_of(request, engine, self._about)
+        request = EmbedRequest.parse(_asked(message))
+        texts, failures = windows_of(request, engine, self._about)
         if self._about.is_made_for_text:
             note = f"{self._name} is made for text; its vectors are the mean of its last layer"
-            events.insert(0, tagged({"note": note}, request_id))
+            failures.insert(0, tagged(events.note(note), request_id))
         with self._lock:
             if (arrival := self._arrivals.pop(request_id, None)) is None:  # cancelled while it was cut
                 return
-            self._send(events)
+            self._send(failures)
             engine.embed(request, texts, arrived=arrival.at, paused=arrival.paused)
 
     def _count(self, message: Message) -> None:
         engine, preparer = self._loaded()
-        request = GenRequest.parse(message)
+        request = GenRequest.parse(_asked(message))
         n_prompt = preparer.count(request, engine.tokenizer)
         with self._lock:
             wanted = self._arrivals.pop(message["id"], None) is not None
         if wanted:
-            event = {"done": True, "usage": {"prompt_tokens": n_prompt}, "window": engine.window}
-            self._send([tagged(event, message["id"])])
+            self._send([tagged(events.counted(n_prompt, engine.window), message["id"])])
 
     def _cancel(self, request_id: int) -> None:
         with self._lock:
             waiting = self._arrivals.pop(request_id, None)
         if waiting:
-            self._send([tagged(ended_early(waiting.op, "cancelled"), request_id)])
+            self._send([tagged(events.ended_early(waiting.op, "cancelled"), request_id)])
         elif self._engine:
             self._engine.cancel(request_id)
 
@@ -184,8 +183,13 @@ class Intake:
             raise UnavailableError("worker: no model is loaded")
         return self._engine, self._preparer
 
-    def _send(self, events: list[Message]) -> None:
-        self._outbox.send(b"".join(map(encode, events)))
+    def _send(self, messages: list[Message]) -> None:
+        self._outbox.send(b"".join(map(encode, messages)))
+
+
+def _asked(message: Message) -> Message:
+    """The part of a message that is asked of the model."""
+    return {key: value for key, value in message.items() if key != "op"}
 
 
 def _id(message: Message) -> int:

@@ -28,7 +28,7 @@ from myllm.client.client import Client
 from myllm.errors import ContextOverflowError, MyllmError, NotFoundError, UnavailableError
 from myllm.paths import cache_dir
 from myllm.protocol import MessageReader, encode, hello
-from myllm.requests import EmbedRequest
+from myllm.requests import EmbedRequest, Request
 
 from .conftest import Run as RunCommand
 
@@ -60,12 +60,20 @@ def answer(connection: socket.socket, requests: list[dict[str, Any]]) -> None:
             if message.get("op") != "embed":
                 continue
             requests.append(message)
-            request = EmbedRequest.parse(message)
+            request_id = message.pop("id", None)
+            request = asked(message)
             for item, text in reversed(list(enumerate(request.texts))):
                 for event in items(request, text):
-                    connection.sendall(encode({"id": request.id, "item": item, **event}))
+                    connection.sendall(encode({"id": request_id, "item": item, **event}))
             done = {"done": True, "model": "m", "dimensions": 4, "usage": {"cached_texts": 1}}
-            connection.sendall(encode({"id": request.id, **done}))
+            connection.sendall(encode({"id": request_id, **done}))
+
+
+def asked(message: dict[str, Any]) -> EmbedRequest:
+    """What a message asks of a model, parsed as the Runtime does."""
+    request = Request.parse(message).asked
+    assert isinstance(request, EmbedRequest)
+    return request
 
 
 def items(request: EmbedRequest, text: str) -> Iterator[dict[str, Any]]:
@@ -109,7 +117,7 @@ def embed(
 
         return Client(ours, close)
 
-    monkeypatch.setattr("myllm.runtime.connect", connect)
+    monkeypatch.setattr("myllm.client.connect", connect)
 
     def run(*arguments: object, stdin: bytes = b"") -> tuple[int | MyllmError, list[dict[str, Any]], str]:
         taken = captured(stdin)
@@ -229,13 +237,14 @@ def test_what_lets_no_text_be_embedded_ends_a_run_only_where_none_has_been(
             for message in reader.feed(data):
                 if "op" not in message:
                     continue
-                request = EmbedRequest.parse(message)
+                request_id = message.pop("id", None)
+                request = asked(message)
                 for item in range(len(request.texts)):
-                    if request.texts[0] == "good" and request.id == 0:
+                    if request.texts[0] == "good" and request_id == 0:
                         event = {"item": item, "chunk": 0, "start": 0, "end": 4, "tokens": 3, "cached": False}
                         connection.sendall(encode({"id": 0, **event, "embedding": encoded("good")}))
                 failed = {"error": UnavailableError("no memory").to_wire()}
-                connection.sendall(encode({"id": request.id, "done": True, **failed}))
+                connection.sendall(encode({"id": request_id, "done": True, **failed}))
 
     monkeypatch.setattr(f"{__name__}.answer", answer)
     error, records, _ = embed("--input", "lines", stdin=b"evil\n" * 100)

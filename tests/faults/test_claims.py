@@ -194,7 +194,7 @@ def test_a_strangers_process_behind_our_socket_is_refused(monkeypatch: pytest.Mo
 def test_the_daemon_closes_the_connection_of_a_stranger(launch: Launch) -> None:
     flag = Path(os.environ["HOME"]) / "strangers"
     prelude = f"""
-import pathlib, myllm.daemon.daemon as daemon
+import pathlib, myllm.daemon.door as daemon
 real, flag = daemon.peer_uid, pathlib.Path({str(flag)!r})
 daemon.peer_uid = lambda connection: {STRANGER} if flag.exists() else real(connection)
 """

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from myllm.errors import UnavailableError
 from myllm.requests import LoadOptions
-from myllm.runtime.fleet import CRASH_WINDOW, Fleet, Member, Room
+from myllm.runtime.fleet import CRASH_WINDOW, Fleet, Member, Room, State
 
 PLENTY = 10**12
 
@@ -18,12 +18,12 @@ PLENTY = 10**12
 def member(name: str = "model", estimate: int = 100, **state: object) -> Member:
     """A loaded model at rest."""
     known = {"options": LoadOptions(), "keep_alive": 60.0, "used": 0.0, **state}
-    rest = {"busy": False, "loading": False, "placed": True}
+    rest = {"busy": False, "state": State.READY}
     return Member(name=name, path=Path(f"/{name}"), estimate=estimate, **{**rest, **known})  # type: ignore[arg-type]
 
 
 def newcomer(estimate: int = 100, name: str = "newcomer") -> Member:
-    return member(name, estimate, busy=True, loading=True, placed=False)
+    return member(name, estimate, busy=True, state=State.ASKED)
 
 
 def names(room: Room) -> tuple[list[str], list[str]]:
@@ -84,7 +84,7 @@ def test_one_with_work_is_waited_for_where_nobody_else_can_go() -> None:
 
 
 def test_one_that_loads_is_waited_for_last() -> None:
-    loading = member("loading", busy=True, loading=True)
+    loading = member("loading", busy=True, state=State.LOADING)
     fleet = Fleet(200, None, [loading, member("busy", used=9, busy=True)])
     assert names(fleet.room(newcomer(), PLENTY)) == ([], ["busy"])
     assert names(Fleet(150, None, [loading]).room(newcomer(), PLENTY)) == ([], ["loading"])
@@ -96,7 +96,7 @@ def test_one_that_has_no_place_yet_is_not_counted() -> None:
 
 
 def test_what_loads_has_the_machines_memory_promised() -> None:
-    fleet = Fleet(members=[member(busy=True, loading=True, pinned=True)])
+    fleet = Fleet(members=[member(busy=True, state=State.LOADING, pinned=True)])
     assert fleet.room(newcomer(), 200) == Room()
     with pytest.raises(UnavailableError, match="newcomer"):
         fleet.room(newcomer(), 199)

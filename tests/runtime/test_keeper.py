@@ -71,7 +71,7 @@ class ScriptedWorker:
         self._rested: Callable[[], None] = lambda: None
 
     @classmethod
-    async def attach(cls, process: None) -> ScriptedWorker:
+    async def start(cls) -> Any:
         cls.started.append(cls())
         return cls.started[-1]
 
@@ -120,8 +120,6 @@ class ScriptedWorker:
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch: pytest.MonkeyPatch) -> type[ScriptedWorker]:
     ScriptedWorker.started, ScriptedWorker.gates, ScriptedWorker.failures = [], {}, {}
-    monkeypatch.setattr(module, "Worker", ScriptedWorker)
-    monkeypatch.setattr(module, "spawn", lambda: None)
     monkeypatch.setattr(module, "resident_bytes", lambda pid: 7)
     return ScriptedWorker
 
@@ -134,6 +132,7 @@ class Kept:
         self.keeper = Keeper(
             fleet or Fleet(),
             keep_alive,
+            ScriptedWorker.start,
             estimate=lambda path, options: 100,
             available=lambda: 10**12,
             log=lambda event, **fields: self.logged.append((event, fields.get("reason", ""))),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from myllm.errors import BadDataError
-from myllm.runtime.single_flight import Shared, Watch
+from myllm.runtime.single_flight import SingleFlight, Watch
 
 
 def ignore(event: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ def test_all_who_join_get_one_result_and_the_progress_from_then_on() -> None:
             return "done"
 
         seen: list[dict[str, Any]] = []
-        shared = Shared(work)
+        shared = SingleFlight(work)
         waiting = [asyncio.create_task(shared.join(seen.append)) for _ in range(3)]
         await asyncio.sleep(0)
         go.set()
@@ -46,7 +46,7 @@ def test_all_who_join_get_the_error() -> None:
             await asyncio.sleep(0)
             raise BadDataError("broken")
 
-        shared = Shared(work)
+        shared = SingleFlight(work)
         results = await asyncio.gather(*(shared.join(ignore) for _ in range(2)), return_exceptions=True)
         assert [str(result) for result in results] == ["broken"] * 2
         with pytest.raises(BadDataError):
@@ -68,7 +68,7 @@ def test_work_is_cancelled_when_the_last_who_waited_is_gone_and_not_before() -> 
                 raise
             return ""
 
-        shared = Shared(work)
+        shared = SingleFlight(work)
         first, second = (asyncio.create_task(shared.join(ignore)) for _ in range(2))
         for task, expected in ((first, False), (second, True)):
             await asyncio.sleep(0.01)
@@ -81,7 +81,7 @@ def test_work_is_cancelled_when_the_last_who_waited_is_gone_and_not_before() -> 
 
 def test_it_is_forgotten_as_soon_as_it_is_given_up_or_has_failed_and_never_when_it_succeeds() -> None:
     async def scenario() -> None:
-        forgotten: list[Shared[str]] = []
+        forgotten: list[SingleFlight[str]] = []
 
         async def hesitate(tell: Watch) -> str:
             try:
@@ -96,16 +96,16 @@ def test_it_is_forgotten_as_soon_as_it_is_given_up_or_has_failed_and_never_when_
         async def succeed(tell: Watch) -> str:
             return ""
 
-        given_up = Shared(hesitate, forgotten.append)
+        given_up = SingleFlight(hesitate, forgotten.append)
         waiting = asyncio.create_task(given_up.join(ignore))
         await asyncio.sleep(0.01)
         waiting.cancel()
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert forgotten == [given_up]
-        failed = Shared(fail, forgotten.append)
+        failed = SingleFlight(fail, forgotten.append)
         await asyncio.gather(failed.join(ignore), return_exceptions=True)
-        await Shared(succeed, forgotten.append).join(ignore)
+        await SingleFlight(succeed, forgotten.append).join(ignore)
         await asyncio.sleep(0)
         assert set(forgotten) == {given_up, failed}
 
