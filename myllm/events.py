@@ -110,23 +110,27 @@ def embedded(
     dimensions: int,
     prompt_tokens: int,
     *,
-    cached_texts: int = 0,
+    cached_texts: int | None = None,
     queue_ms: float = 0.0,
     embed_ms: float = 0.0,
     finish_reason: str | None = None,
 ) -> Message:
-    """The last event of texts to embed; `finish_reason` says why some got nothing."""
+    """The last event of texts to embed; `finish_reason` says why some got nothing. How many texts were cached
+    is the Runtime's to tell.
+    """
     event = done(dimensions=dimensions)
     if finish_reason:
         event["finish_reason"] = finish_reason
-    usage = {"prompt_tokens": prompt_tokens, "cached_texts": cached_texts}
+    usage = {"prompt_tokens": prompt_tokens}
+    if cached_texts is not None:
+        usage["cached_texts"] = cached_texts
     return event | {"usage": usage, "timings": {"queue_ms": queue_ms, "embed_ms": embed_ms}}
 
 
 def ended_early(op: str, finish_reason: str) -> Message:
     """The last event of a request that ended before a model had it, shaped as its operation's others."""
     if op == "embed":
-        return embedded(0, 0, finish_reason=finish_reason)
+        return embedded(0, 0, cached_texts=0, finish_reason=finish_reason)
     if op != "gen":
         return done(finish_reason=finish_reason)
     usage = Usage(prompt_tokens=0, cached_tokens=0, completion_tokens=0, dropped_messages=0)

@@ -42,7 +42,6 @@ class GenRequest:
     log-probabilities come in the done event.
     """
 
-    id: int | None = None
     prompt: str | None = None
     messages: list[dict[str, str]] | None = None
     system: str | None = None
@@ -56,7 +55,6 @@ class GenRequest:
     on_overflow: str = "error"
     deadline_ms: float | None = None
     priority: int = 0
-    client: int = 0
     stream: bool = True
     sampling: dict[str, float] = field(default_factory=dict)
     logit_bias: dict[str, float] = field(default_factory=dict)
@@ -93,12 +91,11 @@ class EmbedRequest:
     `priority` is as in GenRequest.
 
     Events, in any order of items:
-    `{"item":0,"chunk":0,"start":0,"end":812,"tokens":201,"embedding":"<base64>","cached":false}`
+    `{"item":0,"chunk":0,"start":0,"end":812,"tokens":201,"embedding":"<base64>","cached":false,"model":"m"}`
     with `item` an index into `texts`, `start` and `end` in characters of the text, `embedding` float32
     little-endian of norm 1; `{"item":1,"error":{…}}` for a text that has none; then a done event.
     """
 
-    id: int | None = None
     texts: list[str] = field(default_factory=list)
     window: int | None = None
     overlap: int = 0
@@ -108,7 +105,6 @@ class EmbedRequest:
     cache: bool = True
     deadline_ms: float | None = None
     priority: int = 0
-    client: int = 0
 
     @classmethod
     def parse(cls, message: Message) -> EmbedRequest:
@@ -226,8 +222,6 @@ SPEAKER: Final = re.compile("[A-Za-z0-9_-]{1,64}")
 """A speaker's name, as OpenAI's API has it: too little to spell a control token."""
 _DEADLINE: Final = Parameter(float, 0, 1e12, 0)
 _CHECKS: Final[Mapping[str, Any]] = {
-    "id": _integer(0, 2**53),
-    "client": _integer(0, 2**53),
     "prompt": _text,
     "messages": _messages,
     "system": _text,
@@ -246,8 +240,6 @@ _CHECKS: Final[Mapping[str, Any]] = {
 }
 
 _EMBED_CHECKS: Final[Mapping[str, Any]] = {
-    "id": _CHECKS["id"],
-    "client": _CHECKS["client"],
     "texts": _texts,
     "window": _integer(1, 2**24),
     "overlap": _integer(0, 2**24),

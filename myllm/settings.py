@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 OUTPUTS: Final = ("auto", "text", "jsonl")
 DAEMON_MODES: Final = ("auto", "never", "always")
+DEFAULT_MODEL: Final = "smollm2"
+"""What `gen` runs where nobody names a model, and `embed` the other: both are in the catalog."""
+DEFAULT_EMBED_MODEL: Final = "minilm"
 MODEL_TABLE: Final = "model"
 """`[model.NAME]` holds the loading options of one model."""
 
@@ -189,8 +192,14 @@ def _names(where: str, value: Any) -> tuple[str, ...]:
 
 
 TABLE: Final = (
-    Setting("default_model", "MYLLM_MODEL", _name, '"smollm2"', "model of gen and chat without -m"),
-    Setting("default_embed_model", "MYLLM_EMBED_MODEL", _name, '"minilm"', "model of embed without -m"),
+    Setting("default_model", "MYLLM_MODEL", _name, f'"{DEFAULT_MODEL}"', "model of gen and chat without -m"),
+    Setting(
+        "default_embed_model",
+        "MYLLM_EMBED_MODEL",
+        _name,
+        f'"{DEFAULT_EMBED_MODEL}"',
+        "model of embed without -m",
+    ),
     Setting(
         "output", "MYLLM_OUTPUT", _one_of(OUTPUTS), '"jsonl"', "text, jsonl, or auto: text on a terminal"
     ),

@@ -23,6 +23,7 @@ from myllm.cli.vectors import FORMATS, writer
 from myllm.errors import IOFailureError, NotFoundError, UnavailableError, UsageError
 from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES
 from myllm.requests import Request
+from myllm.settings import DEFAULT_EMBED_MODEL
 
 if TYPE_CHECKING:
     from myllm.cli.documents import Input
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from myllm.client.client import Client
     from myllm.settings import Settings
 
-DEFAULT: Final = "minilm"
 AWAITED: Final = "text on stdin; end it with Ctrl-D"
 PATIENT: Final = 1
 """The priority of embeddings: whoever waits at a terminal comes first."""
@@ -50,7 +50,7 @@ gone, and no text has a vector; 74 I/O; 78 configuration. See `man myllm`.
 
 @click.command("embed", epilog=EPILOG, short_help="Turn text into vectors.")
 @click.argument("files", nargs=-1, type=click.Path())
-@options.model_option(DEFAULT)
+@options.model_option(DEFAULT_EMBED_MODEL)
 @click.option(
     "--input",
     "input_mode",
@@ -114,7 +114,7 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
     characters. Records keep their own keys. --similar-to reads texts, or records that embed has written.
     """
     configured = options.configured(values)
-    model = values["model"] or configured.default_embed_model or DEFAULT
+    model = values["model"] or configured.default_embed_model or DEFAULT_EMBED_MODEL
     request = _request(values) | options.model_part(model, configured, values)
     if not files and streams.stdin_is_terminal:
         raise UsageError("nothing to embed: give FILES, or pipe text in")
@@ -126,7 +126,7 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
 
     def record(event: dict[str, Any]) -> bytes:
         if "embedding" in event:
-            event["model"] = model
+            event.setdefault("model", model)  # where the Runtime never came to know it
         return shaped.record(event)
 
     try:

@@ -17,6 +17,7 @@ from myllm.cli.output import CountOutput, JsonlOutput, Output, TextOutput, losse
 from myllm.cli.progress import Progress
 from myllm.errors import BadDataError, DeadlineError, UnavailableError, UsageError, from_wire
 from myllm.protocol import encode, error_event, parse
+from myllm.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from myllm.client.client import Client
@@ -43,7 +44,7 @@ model's process is gone; 74 I/O; 78 configuration; 124 deadline. See `man myllm`
 
 @click.command("gen", epilog=EPILOG, short_help="Generate text from a prompt, or from many.")
 @click.argument("prompt", required=False)
-@options.model_option("smollm2")
+@options.model_option(DEFAULT_MODEL)
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option("-n", "--no-stdin", is_flag=True, help="Do not read stdin.")
 @click.option(

@@ -1,7 +1,8 @@
-"""The seam between a worker and what runs a model: the Engine interface, and which engine a file needs.
+"""What runs a model in a worker: the Engine interface, and which engine a file needs.
 
-A second engine (a remote server, say) implements `Engine` and passes tests/engine/test_contract.py.
-Must not know sockets, processes or templates. Imports no engine until one is opened.
+llama.cpp's and the fake pass tests/engine/test_contract.py. What is no process of ours, such as a remote
+server, is no engine but a backend of the Runtime. Must not know sockets, processes or templates. Imports no
+engine until one is opened.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from myllm.protocol import Message
-from myllm.requests import EmbedRequest, GenRequest, LoadOptions
+from myllm.requests import Arrival, EmbedRequest, GenRequest, LoadOptions
 from myllm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from myllm.engine.embedding import Piece
+    from myllm.engine.embedding import TextWindow
 
 Emit = Callable[[list[Message]], None]
 """Takes the events of one step at once, each with its request's `id`; called from the engine's thread."""
@@ -43,25 +44,24 @@ class Engine(Protocol):
         self,
         request: GenRequest,
         prompt: list[int],
+        arrival: Arrival,
         *,
         dropped_tokens: int = 0,
-        arrived: float | None = None,
-        paused: bool = False,
+        in_reasoning: bool = False,
     ) -> None:
-        """Takes in a request (its `id` set) with its tokens. Thread-safe, returns at once.
+        """Takes in a request with its tokens, `dropped_tokens` fewer than were asked. Thread-safe, returns at
+        once.
 
-        Its events, up to exactly one done event, come through the `Emit` the engine was opened with.
-        Deadline and timings count from `arrived`, a moment of `time.monotonic`; None means now. One that
-        is `paused` does not begin yet.
+        Its events, up to exactly one done event, come through the `Emit` the engine was opened with, each
+        with the arrival's `id`. Deadline and timings count from its `at`. `in_reasoning` says that the prompt
+        ends within a reasoning, so that what follows belongs to it.
         """
 
     def embed(
         self,
         request: EmbedRequest,
-        texts: list[list[Piece]],
-        *,
-        arrived: float | None = None,
-        paused: bool = False,
+        texts: list[list[TextWindow]],
+        arrival: Arrival,
     ) -> None:
         """Takes in texts as windows of tokens, the model's own tokens included; an empty list of windows is
         a text answered already. Thread-safe, returns at once; its events come as a generation's do.

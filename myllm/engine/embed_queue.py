@@ -14,10 +14,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from myllm.engine.embedding import Embedding, Packer, Piece, Waiting
+from myllm.engine.embedding import Embedding, Packer, TextWindow, Waiting
 from myllm.errors import ContextOverflowError, MyllmError
-from myllm.protocol import Message, error_event, tagged
-from myllm.requests import EmbedRequest
+from myllm.events import failed
+from myllm.protocol import Message, tagged
+from myllm.requests import Arrival, EmbedRequest
 
 
 class Embedder(Protocol):
@@ -78,10 +79,8 @@ class EmbedQueue:
         waiting = sum(e.started is None and not e.paused for e in embeddings)
         return len(embeddings) - paused - waiting, waiting, paused
 
-    def start(
-        self, request: EmbedRequest, texts: list[list[Piece]], arrived: float, *, paused: bool
-    ) -> list[Message]:
-        """Takes a request in whose `id` is set; its error event where it cannot be done."""
+    def start(self, request: EmbedRequest, texts: list[list[TextWindow]], arrival: Arrival) -> list[Message]:
+        """Takes a request in; its error event where it cannot be done."""
         events: list[Message] = []
         try:
             longest = max((len(piece.tokens) for pieces in texts for piece in pieces), default=0)
@@ -96,13 +95,13 @@ class EmbedQueue:
                 self._packer.n_tokens = self._embedder.n_tokens
                 self._packer.n_sequences = self._embedder.n_sequences
         except MyllmError as error:
-            return [*events, tagged(error_event(error), request.id)]
-        embedding = Embedding(request, texts, arrived, normalizes=self._normalizes)
+            return [*events, tagged(failed(error), arrival.id)]
+        embedding = Embedding(request, texts, arrival, normalizes=self._normalizes)
         if embedding.finished:
             return [*events, embedding.closing(None, self._clock())]
-        self._embeddings[request.id or 0] = embedding
+        self._embeddings[arrival.id] = embedding
         self._packer.add(embedding.windows())
-        self.pause(request.id or 0, paused)
+        self.pause(arrival.id, arrival.paused)
         return events
 
     def pause(self, request_id: int, paused: bool) -> None:
@@ -164,11 +163,11 @@ class EmbedQueue:
         events: list[Message] = []
         for window, vector in zip(windows, vectors, strict=True):
             embedding = window.embedding
-            if self._embeddings.get(embedding.request.id or 0) is not embedding:
+            if self._embeddings.get(embedding.id) is not embedding:
                 continue
             events += embedding.take(window.item, window.chunk, vector)
             if embedding.finished:
-                del self._embeddings[embedding.request.id or 0]
+                del self._embeddings[embedding.id]
                 events.append(embedding.closing(None, self._clock()))
         return events
 
@@ -179,10 +178,10 @@ class EmbedQueue:
     def _fail(self, embeddings: Iterable[Embedding], error: MyllmError) -> list[Message]:
         events = []
         for embedding in embeddings:
-            if self._embeddings.get(embedding.request.id or 0) is embedding:
-                del self._embeddings[embedding.request.id or 0]
+            if self._embeddings.get(embedding.id) is embedding:
+                del self._embeddings[embedding.id]
                 self._forget(embedding)
-                events.append(tagged(error_event(error), embedding.request.id))
+                events.append(tagged(failed(error), embedding.id))
         return events
 
     def _forget(self, embedding: Embedding) -> None:

@@ -15,11 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from myllm.events import embedded
+from myllm.events import vector as vector_event
 from myllm.protocol import Message, tagged
-from myllm.requests import EmbedRequest
+from myllm.requests import Arrival, EmbedRequest
 
 
-class Piece(NamedTuple):
+class TextWindow(NamedTuple):
     """A window of a text: `start` and `end` in characters, `tokens` as the model takes them, not empty."""
 
     start: int
@@ -33,8 +35,8 @@ class Embedding:
     have norm 1, or are what the model made where it does not want them normalised."""
 
     request: EmbedRequest
-    texts: list[list[Piece]]
-    arrived: float
+    texts: list[list[TextWindow]]
+    arrival: Arrival
     normalizes: bool = True
     paused: bool = False
     started: float | None = None
@@ -55,7 +57,17 @@ class Embedding:
     def due(self) -> float:
         """When its deadline is, on the clock of its arrival."""
         limit = self.request.deadline_ms
-        return math.inf if limit is None else self.arrived + limit / 1000
+        return math.inf if limit is None else self.arrival.at + limit / 1000
+
+    @property
+    def id(self) -> int:
+        """Its request's number in the worker."""
+        return self.arrival.id
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Priority and client: of equal ones, the windows go in turn."""
+        return self.request.priority, self.arrival.client
 
     @property
     def finished(self) -> bool:
@@ -108,22 +120,20 @@ class Embedding:
     def _item(
         self, item: int, chunk: int, start: int, end: int, tokens: int, vector: NDArray[np.float32]
     ) -> Message:
-        event: Message = {"item": item, "chunk": chunk, "start": start, "end": end, "tokens": tokens}
-        event["embedding"] = b64encode(vector.astype("<f4").tobytes()).decode()
-        return tagged(event | {"cached": False}, self.request.id)
+        encoded = b64encode(vector.astype("<f4").tobytes()).decode()
+        return tagged(vector_event(item, chunk, (start, end, tokens), encoded, cached=False), self.id)
 
     def closing(self, finish_reason: str | None, now: float) -> Message:
         """The done event; `finish_reason` where it ended before all was done."""
         started = now if self.started is None else self.started
-        event: Message = {"done": True, "dimensions": self.dimensions}
-        if finish_reason:
-            event["finish_reason"] = finish_reason
-        event["usage"] = {"prompt_tokens": self.n_tokens}
-        event["timings"] = {
-            "queue_ms": round((started - self.arrived) * 1000, 1),
-            "embed_ms": round((now - started) * 1000, 1),
-        }
-        return tagged(event, self.request.id)
+        event = embedded(
+            self.dimensions,
+            self.n_tokens,
+            queue_ms=round((started - self.arrival.at) * 1000, 1),
+            embed_ms=round((now - started) * 1000, 1),
+            finish_reason=finish_reason,
+        )
+        return tagged(event, self.id)
 
 
 class Waiting(NamedTuple):
@@ -166,9 +176,8 @@ class Packer:
         self._waiting = deque(sorted(waiting, key=lambda w: (w.embedding.request.priority, w.turn)))
 
     def _with_turn(self, window: Waiting) -> Waiting:
-        request = window.embedding.request
-        key = request.priority, request.client
-        turn = max(self._next.get(key, 0), self._now.get(request.priority, 0))
+        priority, _ = key = window.embedding.share
+        turn = max(self._next.get(key, 0), self._now.get(priority, 0))
         self._next[key] = turn + len(window.tokens)
         return window._replace(turn=turn)
 
@@ -177,9 +186,7 @@ class Packer:
         left = [w for w in self._waiting if w.embedding is embedding]
         self._waiting = deque(w for w in self._waiting if w.embedding is not embedding)
         if left:
-            self._next[embedding.request.priority, embedding.request.client] -= sum(
-                len(window.tokens) for window in left
-            )
+            self._next[embedding.share] -= sum(len(window.tokens) for window in left)
         return left
 
     def next_batch(self, most: int | None = None) -> list[Waiting]:

@@ -1,7 +1,7 @@
 """The engine: one thread that owns a context and loops: take in, plan, decode, sample, emit.
 
-Knows requests and tokens, not models' names, templates, sessions, sockets or processes. What a
-step does is decided in scheduler.py; how llama.cpp is told, in llama.py.
+Knows requests, tokens and vectors, not models' names, templates, sessions, sockets or processes. What a step
+does is decided in scheduler.py; how llama.cpp is told, in llama.py and context.py.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ from myllm.engine.context import Batch, Context
 from myllm.engine.counters import Counters
 from myllm.engine.embed_queue import EmbedQueue
 from myllm.engine.embedder import LONGEST_WINDOW, Embedder
-from myllm.engine.embedding import Piece
-from myllm.engine.generation import Generation, Times
+from myllm.engine.embedding import TextWindow
+from myllm.engine.generation import Generation
 from myllm.engine.layout import choose_layout
 from myllm.engine.llama import Model
 from myllm.engine.logprobs import log_probabilities
-from myllm.engine.offer import Offer, new_generation
+from myllm.engine.new_generation import Capabilities, new_generation
 from myllm.engine.scheduler import Chunk, Plan, Scheduler
 from myllm.engine.sequence import Sequence
 from myllm.engine.space import round_up
+from myllm.engine.text import ReasoningSplitter
 from myllm.errors import BadDataError, InternalError, MyllmError
-from myllm.protocol import Message, error_event, tagged
-from myllm.requests import EmbedRequest, GenRequest, LoadOptions
+from myllm.events import failed
+from myllm.protocol import Message, tagged
+from myllm.requests import Arrival, EmbedRequest, GenRequest, LoadOptions
 
 Emit = Callable[[list[Message]], None]
 
@@ -70,7 +72,7 @@ class LlamaEngine:
         self._layout = choose_layout(options, model)
         self.tokenizer = model.tokenizer
         self.window = self._layout.window
-        self._offer = Offer(model, self.window, recommended)
+        self._capabilities = Capabilities(model, self.window, recommended)
         self._batch = Batch(BATCH)
         self._context: Context | None = None
         self._scheduler = Scheduler(self._layout.space, BATCH)
@@ -94,17 +96,16 @@ class LlamaEngine:
         self,
         request: GenRequest,
         prompt: list[int],
+        arrival: Arrival,
         *,
         dropped_tokens: int = 0,
-        arrived: float | None = None,
-        paused: bool = False,
+        in_reasoning: bool = False,
     ) -> None:
-        """Queues a request whose `id` is set; `arrived` is a time of the engine's clock. Returns at once."""
-        times = Times(self._clock() if arrived is None else arrived)
+        """Queues a request. Returns at once."""
 
         def start() -> list[Message]:
-            events = self._start(request, prompt, dropped_tokens, times)
-            self._pause(request.id or 0, paused)
+            events = self._start(request, prompt, arrival, dropped_tokens, in_reasoning)
+            self._pause(arrival.id, arrival.paused)
             return events
 
         self._inbox.put(start)
@@ -112,14 +113,11 @@ class LlamaEngine:
     def embed(
         self,
         request: EmbedRequest,
-        texts: list[list[Piece]],
-        *,
-        arrived: float | None = None,
-        paused: bool = False,
+        texts: list[list[TextWindow]],
+        arrival: Arrival,
     ) -> None:
-        """Queues texts whose request's `id` is set. Returns at once."""
-        since = self._clock() if arrived is None else arrived
-        self._inbox.put(lambda: self._embeddings.start(request, texts, since, paused=paused))
+        """Queues texts. Returns at once."""
+        self._inbox.put(lambda: self._embeddings.start(request, texts, arrival))
 
     def pause(self, request_id: int, paused: bool) -> None:
         """Keeps a request from the next step on out of all, or lets it go on; an unknown id is no error."""
@@ -305,20 +303,27 @@ class LlamaEngine:
     # ── a request's life ────────────────────────────────────────────────────────────────────
 
     def _start(
-        self, request: GenRequest, prompt: list[int], dropped_tokens: int, times: Times
+        self,
+        request: GenRequest,
+        prompt: list[int],
+        arrival: Arrival,
+        dropped_tokens: int,
+        in_reasoning: bool,
     ) -> list[Message]:
-        if request.id is None or request.id in self._generations:
+        if arrival.id in self._generations:
             raise ValueError("the worker gives every request an id of its own")
         try:
             self._arrivals += 1
-            generation = new_generation(request, prompt, dropped_tokens, times, self._offer, self._arrivals)
+            generation = new_generation(request, prompt, arrival, self._capabilities, self._arrivals)
         except MyllmError as error:
-            return [tagged(error_event(error), request.id)]
+            return [tagged(failed(error), arrival.id)]
         except Exception as error:  # noqa: BLE001 - not in flight yet, so nobody else would tell its client
             traceback.print_exc(file=sys.stderr)
             bug = InternalError(f"engine: {type(error).__name__}: {error}; please report it")
-            return [tagged(error_event(bug), request.id)]
-        self._generations[request.id] = generation
+            return [tagged(failed(bug), arrival.id)]
+        generation.dropped_tokens = dropped_tokens
+        generation.reasoning = ReasoningSplitter(inside=in_reasoning)
+        self._generations[arrival.id] = generation
         if request.max_tokens == 0:
             return self._finish(generation, "length")
         self._scheduler.submit(generation.sequence)
@@ -347,7 +352,7 @@ class LlamaEngine:
 
     def _fail(self, generation: Generation, error: MyllmError) -> Message:
         self._forget(generation)
-        return tagged(error_event(error), generation.request.id)
+        return tagged(failed(error), generation.id)
 
     def _forget(self, generation: Generation) -> None:
         self._scheduler.remove(generation.sequence)

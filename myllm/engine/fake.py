@@ -18,16 +18,17 @@ from typing import Any
 from myllm.engine import Emit, Progress
 from myllm.engine.counters import Counters
 from myllm.engine.embed_queue import EmbedQueue
-from myllm.engine.embedding import Piece
+from myllm.engine.embedding import TextWindow
 from myllm.engine.fake_embedder import FakeEmbedder
 from myllm.engine.fake_script import Script
 from myllm.engine.generation import Generation, Times
 from myllm.engine.sequence import Sequence as SequenceOfTokens
 from myllm.engine.sequence import in_turn
-from myllm.engine.text import TextStream
+from myllm.engine.text import ReasoningSplitter, TextStream
 from myllm.errors import BadDataError, InternalError
-from myllm.protocol import Message, error_event, tagged
-from myllm.requests import EmbedRequest, GenRequest, LoadOptions
+from myllm.events import failed
+from myllm.protocol import Message, tagged
+from myllm.requests import Arrival, EmbedRequest, GenRequest, LoadOptions
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 """Control tokens; a token's id is its place here."""
@@ -117,29 +118,29 @@ class FakeEngine:
         self,
         request: GenRequest,
         prompt: list[int],
+        arrival: Arrival,
         *,
         dropped_tokens: int = 0,
-        arrived: float | None = None,
-        paused: bool = False,
+        in_reasoning: bool = False,
     ) -> None:
-        now = time.monotonic() if arrived is None else arrived
         limit = self.window if request.max_tokens is None else len(prompt) + request.max_tokens
-        sequence = SequenceOfTokens(request.id or 0, list(prompt), min(limit, self.window), request.priority)
-        sequence.client = request.client
+        sequence = SequenceOfTokens(arrival.id, list(prompt), min(limit, self.window), request.priority)
+        sequence.client = arrival.client
         generation = Generation(
             request,
             sequence,
-            Times(now),
+            Times(arrival.at),
             n_prompt=len(prompt),
             seed=request.seed or 0,
             dropped_tokens=dropped_tokens,
             text=TextStream(request.stop),
+            reasoning=ReasoningSplitter(inside=in_reasoning),
         )
         with self._changed:
             self._count += 1
             sequence.order = self._count
             answer = Answer(self._count, self._pieces(request, prompt), generation)
-            (self._paused if paused else self._waiting).append(answer)
+            (self._paused if arrival.paused else self._waiting).append(answer)
             self._changed.notify()
 
     @property
@@ -149,20 +150,17 @@ class FakeEngine:
     def embed(
         self,
         request: EmbedRequest,
-        texts: list[list[Piece]],
-        *,
-        arrived: float | None = None,
-        paused: bool = False,
+        texts: list[list[TextWindow]],
+        arrival: Arrival,
     ) -> None:
-        since = time.monotonic() if arrived is None else arrived
-        self._ask(lambda: self._embeddings.start(request, texts, since, paused=paused))
+        self._ask(lambda: self._embeddings.start(request, texts, arrival))
 
     def pause(self, request_id: int, paused: bool) -> None:
         self._ask(lambda: self._set_paused(request_id, paused))
 
     def cancel(self, request_id: int) -> None:
         with self._changed:
-            if any(answer.generation.request.id == request_id for answer in self._answers):
+            if any(answer.generation.id == request_id for answer in self._answers):
                 self._cancelled.add(request_id)
         self._ask(lambda: self._embeddings.end(request_id, "cancelled"))
 
@@ -233,7 +231,7 @@ class FakeEngine:
     def _set_paused(self, request_id: int, paused: bool) -> list[Message]:
         self._embeddings.pause(request_id, paused)
         with self._changed:
-            answer = next((a for a in self._answers if a.generation.request.id == request_id), None)
+            answer = next((a for a in self._answers if a.generation.id == request_id), None)
             if answer and paused != (answer in self._paused):
                 self._keep(lambda other: other is not answer)
                 (self._paused if paused else self._waiting).append(answer)
@@ -272,7 +270,7 @@ class FakeEngine:
         ended: set[int] = set()
         now = time.monotonic()
         for answer in answers:
-            reason = "cancelled" if answer.generation.request.id in cancelled else None
+            reason = "cancelled" if answer.generation.id in cancelled else None
             news = self._advance(answer, now, reason)
             events += news
             if news and news[-1]["done"]:
@@ -295,7 +293,7 @@ class FakeEngine:
         try:
             self._strike(answer)
         except RuntimeError as error:
-            return [tagged(error_event(InternalError(f"fake engine: {error}")), generation.request.id)]
+            return [tagged(failed(InternalError(f"fake engine: {error}")), generation.id)]
         if reason is None and len(generation.sequence.tokens) >= generation.sequence.limit:
             reason = "length"
         if reason is None and answer.said >= len(answer.pieces):

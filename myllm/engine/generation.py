@@ -11,6 +11,7 @@ from typing import Any
 
 from myllm.engine.sequence import Sequence
 from myllm.engine.text import ReasoningSplitter, TextStream
+from myllm.events import Timings, Usage, generated, token
 from myllm.protocol import Message, tagged
 from myllm.requests import GenRequest
 
@@ -46,6 +47,11 @@ class Generation:
     _thought: list[str] = field(default_factory=list)
 
     @property
+    def id(self) -> int:
+        """Its request's number in the worker."""
+        return self.sequence.id
+
+    @property
     def due(self) -> float:
         """When its deadline is, on the clock of its times."""
         limit = self.request.deadline_ms
@@ -60,7 +66,7 @@ class Generation:
         parts = self.reasoning.push(self.text.push(piece))
         events = [self._token_event(*part) for part in parts]
         if extra:
-            events = events or [{"token": "", "done": False}]
+            events = events or [token("")]
             events[-1] |= extra
         if self.request.stream:
             return self._tag(events)
@@ -76,49 +82,45 @@ class Generation:
 
     def _token_event(self, text: str, is_reasoning: bool) -> Message:
         (self._thought if is_reasoning else self._answer).append(text)
-        event: Message = {"token": text, "done": False}
-        return {**event, "reasoning": True} if is_reasoning else event
+        return token(text, reasoning=is_reasoning)
 
     def _done(self, finish_reason: str, now: float) -> Message:
-        event: Message = {"done": True, "full_text": "".join(self._answer)}
-        if self._thought:
-            event["reasoning_text"] = "".join(self._thought)
-        if self._logprobs:
-            event["logprobs"] = self._logprobs
-        usage = {
-            "prompt_tokens": self.n_prompt,
-            "cached_tokens": self.n_cached,
-            "completion_tokens": self.n_generated,
-            "dropped_messages": 0,
-        }
+        usage = Usage(
+            prompt_tokens=self.n_prompt,
+            cached_tokens=self.n_cached,
+            completion_tokens=self.n_generated,
+            dropped_messages=0,
+        )
         if self.dropped_tokens:
             usage["dropped_tokens"] = self.dropped_tokens
-        return {
-            **event,
-            "finish_reason": finish_reason,
-            "usage": usage,
-            "timings": self._timings(now),
-            "seed": self.seed,
-        }
+        return generated(
+            "".join(self._answer),
+            finish_reason,
+            usage,
+            self._timings(now),
+            reasoning_text="".join(self._thought),
+            logprobs=self._logprobs,
+            seed=self.seed,
+        )
 
-    def _timings(self, now: float) -> dict[str, float]:
-        """Milliseconds that do not overlap (DESIGN.md §3); a stage that was not reached is 0."""
+    def _timings(self, now: float) -> Timings:
+        """Milliseconds that do not overlap; a stage that was not reached is 0."""
         t = self.times
         admitted = t.admitted if t.admitted is not None else now
         first = t.first_token if t.first_token is not None else max(admitted, t.arrived)
         last = t.last_token if t.last_token is not None else first
         decode = last - first
         steps = self.n_generated - 1
-        return {
-            "queue_ms": _ms(admitted - t.arrived),
-            "prefill_ms": _ms(first - admitted),
-            "ttft_ms": _ms(first - t.arrived),
-            "decode_ms": _ms(decode),
-            "tokens_per_second": round(steps / decode, 1) if steps > 0 and decode > 0 else 0.0,
-        }
+        return Timings(
+            queue_ms=_ms(admitted - t.arrived),
+            prefill_ms=_ms(first - admitted),
+            ttft_ms=_ms(first - t.arrived),
+            decode_ms=_ms(decode),
+            tokens_per_second=round(steps / decode, 1) if steps > 0 and decode > 0 else 0.0,
+        )
 
     def _tag(self, events: list[Message]) -> list[Message]:
-        return [tagged(event, self.request.id) for event in events]
+        return [tagged(event, self.id) for event in events]
 
 
 def _ms(seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""GGUF model files: their headers, the parts of split ones, and their identity.
+"""GGUF model files: their headers, and the parts of split ones.
 
 Owns which files make one model. Must not know names, sources or where files come from. The
 container is `gguf_file.py`, what its metadata means is `header.py`.
@@ -6,18 +6,14 @@ container is `gguf_file.py`, what its metadata means is `header.py`.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Final
 
 from myllm.errors import BadDataError
-from myllm.models.gguf_file import read_gguf, unreadable
+from myllm.models.gguf_file import read_gguf
 from myllm.models.header import Header, bad_model, count_at, understand
+from myllm.models.names import parts_named
 
-__all__ = ["Header", "fingerprint", "read_header", "read_model", "split_paths"]
-
-PART_NAME: Final = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-"""llama.cpp's name of a part of a split model (llama_split_path)."""
+__all__ = ["Header", "read_header", "read_model", "split_paths"]
 
 
 def read_header(path: Path) -> Header:
@@ -51,34 +47,13 @@ def split_paths(path: Path, header: Header) -> list[Path]:
     count = header.split_count
     if count == 1:
         return [path]
-    match = PART_NAME.fullmatch(path.name)
-    if match is None or int(match["count"]) != count or int(match["number"]) != 1 or header.split_no != 0:
+    parts = parts_named(path)
+    if len(parts) != count or header.split_no != 0:
         raise BadDataError(
             f"{path}: one of {count} parts of a model, to be given by the first, whose name ends in "
             f"-00001-of-{count:05}.gguf; give that file"
         )
-    parts = [path.with_name(f"{match['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
     for part in parts:
         if not part.exists():
             raise BadDataError(f"{part}: this part of the model is missing; get it too")
     return parts
-
-
-def fingerprint(path: Path) -> str:
-    """The model's identity: hexadecimal SHA-256 over header bytes, size and mtime of each of its files.
-
-    Cheap: it reads headers only, so weights changed in place with size and time kept go unseen;
-    `models verify` hashes everything. Raises as `read_header`.
-    """
-    import hashlib
-
-    digest = hashlib.sha256()
-    for part in split_paths(path, read_header(path)):
-        file = read_gguf(part)
-        digest.update(f"{file.size_bytes} {file.mtime_ns} {file.data_offset}\n".encode())
-        try:
-            with part.open("rb") as stream:
-                digest.update(stream.read(file.data_offset))
-        except OSError as error:
-            raise unreadable(part, error) from error
-    return digest.hexdigest()

@@ -6,13 +6,18 @@ Owns the rules alone; light, so that the command line may ask before anything is
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from myllm.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_NAME: Final = 100
 """Characters in a name that is given or made; names found in other programs' stores may be longer."""
 
+PART_NAME: Final = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+"""llama.cpp's name of a part of a split model (llama_split_path)."""
 _PREFIX: Final = r"[a-z]{2,}:"
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._+:/@-]*"
 _SUFFIX: Final = r"(?i)(-\d{5}-of-\d{5})?(\.gguf)?$"
@@ -47,3 +52,12 @@ def name_from(text: str) -> str:
     if not name:
         raise UsageError(f"{text!r:.80}: no name can be made of it; give one with --name")
     return name
+
+
+def parts_named(path: Path) -> list[Path]:
+    """The files of a model by name alone: all parts where `path` is called like the first, else itself."""
+    part = PART_NAME.fullmatch(path.name)
+    if part is None or int(part["number"]) != 1:
+        return [path]
+    count = int(part["count"])
+    return [path.with_name(f"{part['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]

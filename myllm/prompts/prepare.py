@@ -6,7 +6,7 @@ Knows no llama.cpp, KV cache or process; `template` brings its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from myllm.errors import ContextOverflowError, UsageError
@@ -21,14 +21,19 @@ COUNTED_CHARS: Final = 256 * 1024
 """A text up to this long is always tokenised as a whole (about 0.2 s) to tell its exact count."""
 PART_CHARS: Final = 32 * 1024
 CUT_TOKENS: Final = 8
+REASONING: Final = "<think>"
+"""What opens a reasoning, see `engine/text.py`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A prompt as tokens, and how many tokens of the user's text were cut away to make it fit."""
+    """A prompt as tokens, how many tokens of the user's text were cut away to make it fit, and whether its
+    template ends it within a reasoning.
+    """
 
     tokens: list[int]
     dropped_tokens: int = 0
+    in_reasoning: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class _Prompt:
     text: str
     fixed_texts: list[str]
     assemble: Callable[[str], list[int]]
+    in_reasoning: Callable[[], bool] = lambda: False
+    """Whether what was assembled last ends within a reasoning."""
 
 
 def prepare(
@@ -50,6 +57,10 @@ def prepare(
     ContextOverflowError where the prompt does not fit, and BadDataError from the template.
     """
     prompt = _raw(request, tokenizer) if request.raw else _chat(request, tokenizer, template)
+    return replace(_fitted(prompt, request, tokenizer, window), in_reasoning=prompt.in_reasoning())
+
+
+def _fitted(prompt: _Prompt, request: GenRequest, tokenizer: Tokenizer, window: int) -> Prepared:
     cut = request.on_overflow
     room = 1 if cut == "error" else answer_room(request.max_tokens, window)
     budget = window - room
@@ -104,12 +115,20 @@ def _chat(request: GenRequest, tokenizer: Tokenizer, template: ChatTemplate | No
         default=len(messages) - 1,
     )
 
+    rendered: list[str] = []
+
     def assemble(text: str) -> list[int]:
         replaced = [*messages[:longest], {**messages[longest], "content": text}, *messages[longest + 1 :]]
-        return _encode(_spans(replaced, tokenizer, template), tokenizer)
+        rendered[:] = _spans(replaced, tokenizer, template)
+        return _encode(rendered, tokenizer)
+
+    def in_reasoning() -> bool:
+        """Templates of reasoning models write the mark themselves; a message that ends in it is none."""
+        ends = template is not None and "".join(rendered).rstrip().endswith(REASONING)
+        return ends and not messages[-1]["content"].rstrip().endswith(REASONING)
 
     fixed = [message["content"] for i, message in enumerate(messages) if i != longest]
-    return _Prompt(messages[longest]["content"], fixed, assemble)
+    return _Prompt(messages[longest]["content"], fixed, assemble, in_reasoning)
 
 
 def _spans(messages: list[dict[str, str]], tokenizer: Tokenizer, template: ChatTemplate | None) -> list[str]:

@@ -61,7 +61,7 @@ class Embeddings:
         for item, text in enumerate(request.texts):
             if (entry := known.get(keys[item])) is not None:
                 for event in _events(item, entry):
-                    call.event(event)
+                    call.event({**event, "model": model.name})
             else:
                 missing.setdefault(text, []).append(item)
         n_cached = len(request.texts) - sum(map(len, missing.values()))
@@ -75,7 +75,9 @@ class Embeddings:
             self._tell(call)
 
         items = list(missing.values())
-        await submit(list(missing), Misses(call, items, n_cached, keep if request.cache else None))
+        await submit(
+            list(missing), Misses(call, model.name, items, n_cached, keep if request.cache else None)
+        )
 
     async def close(self) -> None:
         """Closes the cache; returns when all is written."""
@@ -148,12 +150,13 @@ class Misses(Wrapper):
     def __init__(
         self,
         inner: Reply,
+        model: str,
         items: list[list[int]],
         n_cached: int,
         keep: Callable[[dict[int, CachedVectors]], Awaitable[None]] | None,
     ) -> None:
         super().__init__(inner)
-        self._items, self._n_cached, self._keep = items, n_cached, keep
+        self._model, self._items, self._n_cached, self._keep = model, items, n_cached, keep
         self._windows: dict[int, list[tuple[int, int, int]]] = {}
         self._vectors: dict[int, list[bytes]] = {}
         self._conclusion: asyncio.Task[None] | None = None
@@ -164,7 +167,7 @@ class Misses(Wrapper):
             return
         items = self._items[event["item"]]
         for item in items:
-            self.inner.event({**event, "item": item})
+            self.inner.event({**event, "item": item, "model": self._model})
         if "embedding" in event and self._keep:
             window = (event["start"], event["end"], event["tokens"])
             self._windows.setdefault(items[0], []).append(window)

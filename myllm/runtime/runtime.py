@@ -24,15 +24,13 @@ from myllm.runtime.keeper import Keeper
 from myllm.runtime.reply import Completed, Reply, Retried
 from myllm.runtime.resolver import Resolver
 from myllm.runtime.threads import in_daemon_thread
+from myllm.settings import DEFAULT_EMBED_MODEL, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from myllm.models.registry import Model, Registry
     from myllm.runtime.cached_embeddings import Embeddings
     from myllm.settings import Settings
 
-DEFAULT_MODEL: Final = "smollm2"
-"""What `gen` runs where nobody named a model."""
-DEFAULT_EMBED_MODEL: Final = "minilm"
 BATCH_SHARE: Final = 0.75
 """The part of the queue that connections with many requests may fill: a lone request finds a place."""
 

@@ -6,18 +6,18 @@ Owns which texts have an error of their own. Must not know sockets or how an eng
 from __future__ import annotations
 
 from myllm.engine import Engine
-from myllm.engine.embedding import Piece
+from myllm.engine.embedding import TextWindow
 from myllm.errors import BadDataError, ContextOverflowError, MyllmError, UsageError
 from myllm.events import no_vector
 from myllm.prompts.windows import Window, cut
-from myllm.protocol import Message, tagged
+from myllm.protocol import Message
 from myllm.requests import EmbedRequest
 from myllm.worker.templates import ModelFile
 
 
 def windows_of(
     request: EmbedRequest, engine: Engine, about: ModelFile
-) -> tuple[list[list[Piece]], list[Message]]:
+) -> tuple[list[list[TextWindow]], list[Message]]:
     """Each text's windows with the model's own tokens, and the events of texts that have none.
 
     Raises UsageError for a window that the model does not take.
@@ -36,16 +36,16 @@ def windows_of(
             f"window: {window:,} tokens hold {room:,} of a text, and {request.overlap:,} are to overlap; "
             "give a larger --window"
         )
-    texts: list[list[Piece]] = []
+    texts: list[list[TextWindow]] = []
     failures: list[Message] = []
     for item, text in enumerate(request.texts):
         try:
             whole = list(cut(text, room, request.overlap, lambda part: tokenizer.encode(part, special=False)))
             _check(whole, len(head) + len(tail), window, request.on_overflow)
         except MyllmError as error:
-            failures.append(tagged(no_vector(item, error), request.id))
+            failures.append(no_vector(item, error))
             whole = []
-        texts.append([Piece(start, end, [*head, *tokens, *tail]) for start, end, tokens in whole])
+        texts.append([TextWindow(start, end, [*head, *tokens, *tail]) for start, end, tokens in whole])
     return texts, failures
 
 

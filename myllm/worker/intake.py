@@ -10,16 +10,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from myllm import events
 from myllm.engine import Engine, open_engine
 from myllm.errors import BadDataError, InternalError, MyllmError, UnavailableError, UsageError
 from myllm.protocol import Message, encode, tagged
-from myllm.requests import EmbedRequest, GenRequest, LoadOptions
+from myllm.requests import Arrival, EmbedRequest, GenRequest, LoadOptions
 from myllm.worker.frames import windows_of
 from myllm.worker.outbox import Outbox
 from myllm.worker.templates import ModelFile, Preparer, read_model_file
@@ -30,13 +29,11 @@ PROGRESS_EVERY: Final = 0.1
 """Seconds between two `loading` events: each wakes the Runtime, and a small model loads in one."""
 
 
-@dataclass(slots=True)
-class Arrival:
-    """What a request asks for, when it came, by `time.monotonic`, and whether it is to begin at once."""
+class Expected(NamedTuple):
+    """A request on its way to the engine: what it asks for, and how it came."""
 
     op: str
-    at: float
-    paused: bool = False
+    arrival: Arrival
 
 
 class Intake:
@@ -48,7 +45,7 @@ class Intake:
         self._preparer: Preparer | None = None
         self._about = ModelFile()
         self._name = "model"
-        self._arrivals: dict[int, Arrival] = {}
+        self._expected: dict[int, Expected] = {}
         """Requests not yet with the engine; a cancelled one is missing."""
         self._lock = threading.Lock()
         self._jobs: SimpleQueue[tuple[Callable[[Message], None], Message]] = SimpleQueue()
@@ -62,8 +59,9 @@ class Intake:
             case "load":
                 self._jobs.put((self._load, message))
             case "gen" | "count" | "embed" as op:
+                arrival = Arrival(_id(message), time.monotonic(), message.pop("client", 0))
                 with self._lock:
-                    self._arrivals[_id(message)] = Arrival(op, time.monotonic())
+                    self._expected[arrival.id] = Expected(op, arrival)
                 jobs = {"gen": self._generate, "count": self._count, "embed": self._embed}
                 self._jobs.put((jobs[op], message))
             case "cancel":
@@ -93,7 +91,7 @@ class Intake:
         request_id = message.get("id")
         if request_id is not None:
             with self._lock:
-                if self._arrivals.pop(request_id, None) is None:  # cancelled, and said so
+                if self._expected.pop(request_id, None) is None:  # cancelled, and said so
                     return
         self._send([tagged(events.failed(error), request_id)])
 
@@ -123,49 +121,49 @@ class Intake:
     def _generate(self, message: Message) -> None:
         engine, preparer = self._loaded()
         request_id = message["id"]
-        if request_id not in self._arrivals:  # cancelled while it waited
+        if request_id not in self._expected:  # cancelled while it waited
             return
         request = GenRequest.parse(_asked(message))
         prepared = preparer.prepare(request, engine.tokenizer, engine.window)
         with self._lock:
-            if (arrival := self._arrivals.pop(request_id, None)) is None:  # cancelled while it was prepared
+            if (expected := self._expected.pop(request_id, None)) is None:  # cancelled while it was prepared
                 return
             engine.submit(
                 request,
                 prepared.tokens,
+                expected.arrival,
                 dropped_tokens=prepared.dropped_tokens,
-                arrived=arrival.at,
-                paused=arrival.paused,
+                in_reasoning=prepared.in_reasoning,
             )
 
     def _embed(self, message: Message) -> None:
         engine, _ = self._loaded()
         request_id = message["id"]
-        if request_id not in self._arrivals:  # cancelled while it waited
+        if request_id not in self._expected:  # cancelled while it waited
             return
         request = EmbedRequest.parse(_asked(message))
         texts, failures = windows_of(request, engine, self._about)
         if self._about.is_made_for_text:
             note = f"{self._name} is made for text; its vectors are the mean of its last layer"
-            failures.insert(0, tagged(events.note(note), request_id))
+            failures.insert(0, events.note(note))
         with self._lock:
-            if (arrival := self._arrivals.pop(request_id, None)) is None:  # cancelled while it was cut
+            if (expected := self._expected.pop(request_id, None)) is None:  # cancelled while it was cut
                 return
-            self._send(failures)
-            engine.embed(request, texts, arrived=arrival.at, paused=arrival.paused)
+            self._send([tagged(event, request_id) for event in failures])
+            engine.embed(request, texts, expected.arrival)
 
     def _count(self, message: Message) -> None:
         engine, preparer = self._loaded()
         request = GenRequest.parse(_asked(message))
         n_prompt = preparer.count(request, engine.tokenizer)
         with self._lock:
-            wanted = self._arrivals.pop(message["id"], None) is not None
+            wanted = self._expected.pop(message["id"], None) is not None
         if wanted:
             self._send([tagged(events.counted(n_prompt, engine.window), message["id"])])
 
     def _cancel(self, request_id: int) -> None:
         with self._lock:
-            waiting = self._arrivals.pop(request_id, None)
+            waiting = self._expected.pop(request_id, None)
         if waiting:
             self._send([tagged(events.ended_early(waiting.op, "cancelled"), request_id)])
         elif self._engine:
@@ -173,9 +171,10 @@ class Intake:
 
     def _pause(self, request_id: int, paused: bool) -> None:
         with self._lock:
-            if arrival := self._arrivals.get(request_id):
-                arrival.paused = paused
-        if not arrival and self._engine:
+            if expected := self._expected.get(request_id):
+                arrival = expected.arrival._replace(paused=paused)
+                self._expected[request_id] = expected._replace(arrival=arrival)
+        if not expected and self._engine:
             self._engine.pause(request_id, paused)
 
     def _loaded(self) -> tuple[Engine, Preparer]:
@@ -189,7 +188,7 @@ class Intake:
 
 def _asked(message: Message) -> Message:
     """The part of a message that is asked of the model."""
-    return {key: value for key, value in message.items() if key != "op"}
+    return {key: value for key, value in message.items() if key not in ("op", "id")}
 
 
 def _id(message: Message) -> int:

@@ -77,10 +77,12 @@ class Preparer:
         return len(self.prepare(request, tokenizer, sys.maxsize).tokens)
 
     def _template(self, wanted: str | None) -> ChatTemplate:
-        if wanted not in self._templates:
+        template = self._templates.pop(wanted, None)
+        if template is None:
             source = find_template(self._own, self._model, wanted)
             if len(self._templates) >= MAX_TEMPLATES:
                 longest_unused = next(name for name in self._templates if name is not None)
                 self._templates.pop(longest_unused).close()
-            self._templates[wanted] = ChatTemplate(source)
-        return self._templates[wanted]
+            template = ChatTemplate(source)
+        self._templates[wanted] = template  # behind all that were used before it
+        return template

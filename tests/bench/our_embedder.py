@@ -12,7 +12,7 @@ from pathlib import Path
 from myllm.cli.embedding import GROUP
 from myllm.engine import open_engine
 from myllm.protocol import Message
-from myllm.requests import EmbedRequest, LoadOptions
+from myllm.requests import Arrival, EmbedRequest, LoadOptions
 from myllm.worker.frames import windows_of
 from myllm.worker.templates import read_model_file
 
@@ -36,9 +36,9 @@ class Embedder:
         self._finished.clear()
         started = time.monotonic()
         for number, group in enumerate(groups):
-            request = EmbedRequest(id=number, texts=group)
+            request = EmbedRequest(texts=group)
             windows, _ = windows_of(request, self._engine, self._about)
-            self._engine.embed(request, windows)
+            self._engine.embed(request, windows, Arrival(number, time.monotonic()))
         if not self._finished.wait(TIMEOUT):
             raise TimeoutError(f"the engine did not get there in {TIMEOUT:g} s: {self._engine.status()}")
         seconds = time.monotonic() - started

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from myllm.engine import open_engine
 from myllm.protocol import Message
-from myllm.requests import GenRequest, LoadOptions
+from myllm.requests import Arrival, GenRequest, LoadOptions
 
 TIMEOUT = 600.0
 BATCH = 1
@@ -62,14 +62,13 @@ class Engine:
         """Asks for exactly `max_tokens` greedy tokens and returns the request's id."""
         self._next_id += 1
         request = GenRequest(
-            id=self._next_id,
             max_tokens=max_tokens,
             ignore_eos=True,
             sampling={"temperature": 0.0},
             **fields,
         )
         self.arrivals[self._next_id] = []
-        self._engine.submit(request, prompt)
+        self._engine.submit(request, prompt, Arrival(self._next_id, time.monotonic()))
         return self._next_id
 
     def cancel(self, request_ids: list[int]) -> None:

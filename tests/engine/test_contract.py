@@ -15,11 +15,15 @@ import orjson
 import pytest
 
 from myllm.engine import Engine, open_engine
-from myllm.engine.embedding import Piece
-from myllm.requests import EmbedRequest, GenRequest, LoadOptions
+from myllm.engine.embedding import TextWindow
+from myllm.requests import Arrival, EmbedRequest, GenRequest, LoadOptions
 
 Event = dict[str, Any]
 PROMPT = "One, two, three, four, five, six, seven,"
+
+
+def now(request_id: int, **how: Any) -> Arrival:
+    return Arrival(request_id, time.monotonic(), **how)
 
 
 class Opened:
@@ -32,8 +36,9 @@ class Opened:
         self.engine: Engine = open_engine(path, options, self.emitted.put, self.progress.append)
 
     def submit(self, request_id: int, prompt: str = PROMPT, **parameters: Any) -> None:
-        request = GenRequest(id=request_id, prompt=prompt, **parameters)
-        self.engine.submit(request, self.engine.tokenizer.encode(prompt, special=True))
+        request = GenRequest(prompt=prompt, **parameters)
+        tokens = self.engine.tokenizer.encode(prompt, special=True)
+        self.engine.submit(request, tokens, now(request_id))
 
     def collect(self, count: int) -> dict[int, list[Event]]:
         """Events by id until `count` requests have ended."""
@@ -95,7 +100,7 @@ def test_tokens_come_as_events_and_join_to_the_full_text(opened: Opened) -> None
 
 
 def test_token_lines_begin_with_id_and_token(opened: Opened) -> None:
-    """The Runtime passes token lines on unparsed and relies on their beginning (runtime/lines.py)."""
+    """The Runtime passes token lines on unparsed and relies on their beginning (protocol.py)."""
     opened.submit(1, max_tokens=2, ignore_eos=True)
     *tokens, done = opened.collect(1)[1]
     assert {tuple(event)[:2] for event in tokens} == {("id", "token")}
@@ -190,8 +195,8 @@ def test_a_paused_request_costs_no_time_and_can_be_cancelled(opened: Opened) -> 
 def submit_paused(opened: Opened, **fields: Any) -> None:
     """Request 1 generates, request 2 embeds."""
     tokens = opened.engine.tokenizer.encode(PROMPT, special=True)
-    opened.engine.submit(GenRequest(id=1, prompt=PROMPT, max_tokens=2, **fields), tokens, paused=True)
-    opened.engine.embed(EmbedRequest(id=2, texts=["a"], **fields), pieces(opened, "a"), paused=True)
+    opened.engine.submit(GenRequest(prompt=PROMPT, max_tokens=2, **fields), tokens, now(1, paused=True))
+    opened.engine.embed(EmbedRequest(texts=["a"], **fields), pieces(opened, "a"), now(2, paused=True))
 
 
 def test_requests_may_begin_paused(opened: Opened) -> None:
@@ -228,8 +233,8 @@ def test_a_paused_embedding_says_nothing_and_comes_whole_in_the_end(opened: Open
 
 def test_a_deadline_counts_from_the_arrival_it_is_told(opened: Opened) -> None:
     tokens = opened.engine.tokenizer.encode(PROMPT, special=True)
-    late = GenRequest(id=1, prompt=PROMPT, deadline_ms=1000)
-    opened.engine.submit(late, tokens, arrived=time.monotonic() - 2)
+    late = GenRequest(prompt=PROMPT, deadline_ms=1000)
+    opened.engine.submit(late, tokens, Arrival(1, time.monotonic() - 2))
     done = opened.collect(1)[1][-1]
     assert (done["finish_reason"], done["full_text"]) == ("deadline", "")
     assert done["timings"]["queue_ms"] >= 2000
@@ -295,13 +300,13 @@ def test_closing_ends_the_thread_in_mid_stream(fake_path: Path) -> None:
     assert threading.active_count() == before
 
 
-def pieces(opened: Opened, *texts: str) -> list[list[Piece]]:
+def pieces(opened: Opened, *texts: str) -> list[list[TextWindow]]:
     encode = opened.engine.tokenizer.encode
-    return [[Piece(0, len(text), encode(text, special=False))] for text in texts]
+    return [[TextWindow(0, len(text), encode(text, special=False))] for text in texts]
 
 
 def embed(opened: Opened, request_id: int, *texts: str) -> None:
-    opened.engine.embed(EmbedRequest(id=request_id, texts=list(texts)), pieces(opened, *texts))
+    opened.engine.embed(EmbedRequest(texts=list(texts)), pieces(opened, *texts), now(request_id))
 
 
 def answered(opened: Opened, request_id: int) -> list[Event]:
@@ -350,8 +355,8 @@ def test_an_embedding_can_be_cancelled_and_says_no_more(opened: Opened) -> None:
 
 
 def test_an_embedding_has_a_deadline_from_the_arrival_it_is_told(opened: Opened) -> None:
-    late = EmbedRequest(id=60, texts=["late"], deadline_ms=1000)
-    opened.engine.embed(late, pieces(opened, "late"), arrived=time.monotonic() - 2)
+    late = EmbedRequest(texts=["late"], deadline_ms=1000)
+    opened.engine.embed(late, pieces(opened, "late"), Arrival(60, time.monotonic() - 2))
     (done,) = answered(opened, 60)
     assert done["finish_reason"] == "deadline"
 
@@ -361,15 +366,15 @@ def test_windows_of_one_text_come_in_order_and_pooled_as_one(opened: Opened) -> 
     ends = (20, 23, 40)
     text = "one two three four five six seven eight nine ten"
     windows = [
-        Piece(start, end, encode(text[start:end], special=False))
+        TextWindow(start, end, encode(text[start:end], special=False))
         for start, end in zip((0, *ends), (*ends, len(text)), strict=True)
     ]
-    opened.engine.embed(EmbedRequest(id=70, texts=[text]), [windows])
+    opened.engine.embed(EmbedRequest(texts=[text]), [windows], now(70))
     *found, _ = answered(opened, 70)
     assert [(e["item"], e["chunk"], e["start"], e["end"]) for e in found] == [
         (0, chunk, window.start, window.end) for chunk, window in enumerate(windows)
     ]
-    opened.engine.embed(EmbedRequest(id=71, texts=[text], pool="mean"), [windows])
+    opened.engine.embed(EmbedRequest(texts=[text], pool="mean"), [windows], now(71))
     pooled, _ = answered(opened, 71)
     mean = sum(e["tokens"] * np.frombuffer(b64decode(e["embedding"]), "<f4") for e in found)
     vector = np.frombuffer(b64decode(pooled["embedding"]), "<f4")
@@ -378,8 +383,8 @@ def test_windows_of_one_text_come_in_order_and_pooled_as_one(opened: Opened) -> 
 
 
 def test_a_window_the_model_cannot_take_fails_its_request_alone(opened: Opened) -> None:
-    too_long = [[Piece(0, 1, [5] * (opened.engine.embed_window + 1))], *pieces(opened, "short")]
-    opened.engine.embed(EmbedRequest(id=80, texts=["x", "short"]), too_long)
+    too_long = [[TextWindow(0, 1, [5] * (opened.engine.embed_window + 1))], *pieces(opened, "short")]
+    opened.engine.embed(EmbedRequest(texts=["x", "short"]), too_long, now(80))
     (done,) = answered(opened, 80)
     assert done["error"]["code"] == "context_overflow"
     embed(opened, 81, "short")

@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from myllm.engine.embed_queue import EmbedQueue
-from myllm.engine.embedding import Piece
+from myllm.engine.embedding import TextWindow
 from myllm.errors import InternalError, MyllmError, UnavailableError
 from myllm.protocol import Message
-from myllm.requests import EmbedRequest
+from myllm.requests import Arrival, EmbedRequest
 
 Windows = Sequence[Sequence[int]]
 
@@ -64,9 +64,9 @@ class Queue(EmbedQueue):
 
     def ask(self, request_id: int, *firsts: int, n_tokens: int = 8) -> list[Message]:
         """A request of texts of one window each, told by its first token."""
-        texts = [[Piece(0, 1, [first] * n_tokens)] for first in firsts]
-        request = EmbedRequest(id=request_id, texts=["x"] * len(firsts))
-        return self.start(request, texts, 0.0, paused=False)
+        texts = [[TextWindow(0, 1, [first] * n_tokens)] for first in firsts]
+        request = EmbedRequest(texts=["x"] * len(firsts))
+        return self.start(request, texts, Arrival(request_id, 0.0))
 
     def run(self) -> list[Message]:
         """All events up to the last batch's end."""

@@ -22,7 +22,7 @@ from myllm.engine.embedding import normalised
 from myllm.engine.engine import LlamaEngine
 from myllm.errors import BadDataError, MyllmError
 from myllm.prompts.windows import cut
-from myllm.requests import EmbedRequest, GenRequest, LoadOptions
+from myllm.requests import Arrival, EmbedRequest, GenRequest, LoadOptions
 from myllm.worker.frames import windows_of
 from myllm.worker.intake import DEEP_STACK
 from myllm.worker.templates import read_model_file
@@ -123,7 +123,7 @@ def test_a_model_with_an_encoder_apart_is_refused(
 def test_an_encoder_refuses_to_write_and_names_embed(minilm_path: Path) -> None:
     emitted: queue.SimpleQueue[list[dict[str, Any]]] = queue.SimpleQueue()
     engine = LlamaEngine(opened(minilm_path), LoadOptions(), emitted.put)
-    engine.submit(GenRequest(id=1, prompt="hi"), [101, 102])
+    engine.submit(GenRequest(prompt="hi"), [101, 102], Arrival(1, 0.0))
     (done,) = emitted.get(timeout=10)
     assert done["error"]["code"] == "bad_data"
     assert "myllm embed" in done["error"]["message"]
@@ -231,7 +231,7 @@ def test_a_file_of_three_megabytes_is_covered_by_windows_within_the_limit_that_p
     engine: Any = SimpleNamespace(tokenizer=tokenizer, embed_window=minilm.n_ctx_train)
 
     def check() -> None:
-        request = EmbedRequest(id=1, texts=[text])
+        request = EmbedRequest(texts=[text])
         (windows,), failures = windows_of(request, engine, read_model_file(minilm_path))
         assert not failures
         assert [w.start for w in windows] == [0, *(w.end for w in windows[:-1])]

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from myllm.engine.embedding import Embedding, Packer, Piece, normalised
+from myllm.engine.embedding import Embedding, Packer, TextWindow, normalised
 from myllm.protocol import Message
-from myllm.requests import EmbedRequest
+from myllm.requests import Arrival, EmbedRequest
 
 
-def embedding(*lengths: int, request_id: int = 1, **fields: Any) -> Embedding:
+def embedding(*lengths: int, request_id: int = 1, client: int = 0, **fields: Any) -> Embedding:
     """One text whose windows have these many tokens."""
-    pieces = [Piece(index * 10, index * 10 + 10, [7] * n) for index, n in enumerate(lengths)]
-    return Embedding(EmbedRequest(id=request_id, texts=["x"], **fields), [pieces], arrived=0.0)
+    pieces = [TextWindow(index * 10, index * 10 + 10, [7] * n) for index, n in enumerate(lengths)]
+    return Embedding(EmbedRequest(texts=["x"], **fields), [pieces], Arrival(request_id, 0.0, client))
 
 
 def vector(event: Message) -> list[float]:
@@ -75,7 +75,7 @@ def test_one_client_s_text_does_not_wait_behind_another_s_thousand() -> None:
 def tokens_by_client(packer: Packer, n_batches: int) -> Counter[int]:
     tokens: Counter[int] = Counter()
     for window in (window for _ in range(n_batches) for window in packer.next_batch()):
-        tokens[window.embedding.request.client] += len(window.tokens)
+        tokens[window.embedding.arrival.client] += len(window.tokens)
     return tokens
 
 
@@ -120,11 +120,11 @@ def test_pooled_windows_are_one_vector_weighted_by_their_tokens() -> None:
 
 
 def test_vectors_that_are_to_stay_raw_do_and_pooled_ones_are_their_mean() -> None:
-    pieces = [Piece(0, 10, [7] * 3), Piece(10, 20, [7])]
-    text = Embedding(EmbedRequest(id=1, texts=["x"]), [pieces], 0.0, normalizes=False)
+    pieces = [TextWindow(0, 10, [7] * 3), TextWindow(10, 20, [7])]
+    text = Embedding(EmbedRequest(texts=["x"]), [pieces], Arrival(1, 0.0), normalizes=False)
     (event,) = text.take(0, 0, np.array([3, 4], np.float32))
     assert vector(event) == [3, 4]
-    pooled = Embedding(EmbedRequest(id=1, texts=["x"], pool="mean"), [pieces], 0.0, normalizes=False)
+    pooled = Embedding(EmbedRequest(texts=["x"], pool="mean"), [pieces], Arrival(1, 0.0), normalizes=False)
     assert pooled.take(0, 0, np.array([2, 0], np.float32)) == []
     (event,) = pooled.take(0, 1, np.array([0, 4], np.float32))
     assert vector(event) == [1.5, 1]

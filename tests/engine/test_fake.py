@@ -16,9 +16,13 @@ from myllm.engine import Engine, open_engine
 from myllm.engine.fake import SPECIAL, WordTokenizer
 from myllm.engine.fake_script import Script
 from myllm.errors import BadDataError, NotFoundError
-from myllm.requests import GenRequest, LoadOptions
+from myllm.requests import Arrival, GenRequest, LoadOptions
 
 Event = dict[str, Any]
+
+
+def now(request_id: int, **how: Any) -> Arrival:
+    return Arrival(request_id, time.monotonic(), **how)
 
 
 class Rig:
@@ -32,8 +36,9 @@ class Rig:
         )
 
     def submit(self, request_id: int, prompt: str, **parameters: Any) -> None:
-        request = GenRequest(id=request_id, prompt=prompt, **parameters)
-        self.engine.submit(request, self.engine.tokenizer.encode(prompt, special=True))
+        request = GenRequest(prompt=prompt, **parameters)
+        tokens = self.engine.tokenizer.encode(prompt, special=True)
+        self.engine.submit(request, tokens, now(request_id))
 
     def collect(self, count: int) -> dict[int, list[Event]]:
         """Events by id until `count` requests have ended."""

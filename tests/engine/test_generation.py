@@ -13,7 +13,7 @@ from myllm.requests import GenRequest
 def generation(stop: list[str] | None = None, **times: float) -> Generation:
     sequence = Sequence(4, [1, 2, 3], 100)
     return Generation(
-        GenRequest(id=4, prompt="x"),
+        GenRequest(prompt="x"),
         sequence,
         Times(**{"arrived": 10.0, **times}),
         n_prompt=3,

@@ -6,6 +6,7 @@ import json
 import queue
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from myllm.engine import open_engine
 from myllm.engine.context import Context
 from myllm.errors import BadDataError, ContextOverflowError
-from myllm.requests import GenRequest, LoadOptions
+from myllm.requests import Arrival, GenRequest, LoadOptions
 
 pytestmark = pytest.mark.model
 
@@ -49,7 +50,8 @@ class Harness:
         return self.engine.tokenizer.encode(text, special=True)
 
     def submit(self, request_id: int, question: str, **fields: Any) -> None:
-        self.engine.submit(GenRequest(id=request_id, prompt=question, **fields), self.prompt(question))
+        arrival = Arrival(request_id, time.monotonic())
+        self.engine.submit(GenRequest(prompt=question, **fields), self.prompt(question), arrival)
 
     def gather(self, n_requests: int) -> dict[int, list[dict[str, Any]]]:
         """Events by request until `n_requests` are done."""
@@ -312,6 +314,6 @@ def test_a_bug_before_a_request_is_in_flight_is_told_and_the_engine_lives(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr("myllm.engine.offer.make_sampler", lambda *_: 1 / 0)
+        broken.setattr("myllm.engine.new_generation.make_sampler", lambda *_: 1 / 0)
         assert harness.run(QUESTIONS[0], max_tokens=2)[-1]["error"]["code"] == "internal"
     assert harness.run(QUESTIONS[0], max_tokens=2)[-1]["finish_reason"] == "length"

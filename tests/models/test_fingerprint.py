@@ -77,3 +77,20 @@ def test_a_file_that_is_back_as_it_was_is_the_one_it_was(model: Path, tmp_path: 
         fingerprint(model)
     (tmp_path / "elsewhere").rename(model)
     assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_every_part_of_a_split_model_counts(tmp_path: Path, number: int) -> None:
+    parts = [tmp_path / f"big-{n:05}-of-00003.gguf" for n in (1, 2, 3)]
+    for part in parts:
+        part.write_bytes(CONTENT)
+        os.utime(part, (1, 1))
+    before = fingerprint(parts[0])
+    longer(parts[number - 1])
+    assert fingerprint(parts[0]) != before
+
+
+def test_a_split_model_without_one_of_its_parts_has_none(tmp_path: Path) -> None:
+    (first := tmp_path / "big-00001-of-00002.gguf").write_bytes(CONTENT)
+    with pytest.raises(NotFoundError, match="big-00002-of-00002"):
+        fingerprint(first)

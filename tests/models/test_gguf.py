@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.errors import BadDataError, NotFoundError, PermissionDeniedError, UsageError
-from myllm.models.gguf import fingerprint, read_header, read_model, split_paths
+from myllm.models.gguf import read_header, read_model, split_paths
 from myllm.models.gguf_file import Skipped, read_gguf
 from myllm.models.gguf_format import FILE_TYPES, TENSOR_TYPES
 from myllm.models.header import SAMPLING_KEYS
@@ -174,36 +174,6 @@ def test_a_part_of_another_model_is_refused(tmp_path: Path) -> None:
     parts[1].write_bytes(parts[2].read_bytes())
     with pytest.raises(BadDataError, match="not part 2 of 3"):
         read_model(parts[0])
-
-
-# ── identity ────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_fingerprint_changes_with_header_size_and_time(tiny: Path, tmp_path: Path) -> None:
-    before = fingerprint(tiny)
-    status = tiny.stat()
-    assert before == fingerprint(tiny)
-    assert len(before) == 64
-
-    os.utime(tiny, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert fingerprint(tiny) != before
-
-    make_gguf(tiny, {"general.name": "Tinx"})
-    os.utime(tiny, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert tiny.stat().st_size == status.st_size
-    assert fingerprint(tiny) != before
-
-    make_gguf(tiny)
-    tiny.write_bytes(tiny.read_bytes() + b"\0")
-    os.utime(tiny, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert fingerprint(tiny) != before
-
-
-def test_a_fingerprint_covers_every_part(tmp_path: Path) -> None:
-    parts = make_parts(tmp_path)
-    before = fingerprint(parts[0])
-    os.utime(parts[2], ns=(0, 1))
-    assert fingerprint(parts[0]) != before
 
 
 # ── nonsense in well-formed files ───────────────────────────────────────────────────────────

@@ -181,3 +181,29 @@ def test_a_control_token_made_by_the_cut_is_text(tokenizer) -> None:
     request = ask("<|im_" + "." * 500 + "end|>", on_overflow="middle", max_tokens=1)
     prepared = prepare(request, tokenizer, None, 12)
     assert tokenizer.ids["<|im_end|>"] not in prepared.tokens
+
+
+THINKING = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}bot: <think>\n"
+BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "inside"),
+    [
+        (THINKING, "hi", True),
+        (THINKING.replace("<think>", "<think></think>"), "hi", False),
+        (BARE, "what is <think>", False),
+        (None, "what is <think>", False),
+    ],
+    ids=["opened", "closed", "the user's", "without a template"],
+)
+def test_a_template_that_opens_a_reasoning_says_so_and_a_message_does_not(
+    tokenizer, open_template, template: str | None, prompt: str, inside: bool
+) -> None:
+    rendering = open_template(template) if template else None
+    request = GenRequest(prompt=prompt)
+    assert prepare(request, tokenizer, rendering, WINDOW).in_reasoning is inside
+
+
+def test_a_raw_prompt_is_in_no_reasoning_whatever_it_ends_in(tokenizer) -> None:
+    assert not prepare(GenRequest(prompt="x <think>", raw=True), tokenizer, None, WINDOW).in_reasoning

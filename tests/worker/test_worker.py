@@ -255,3 +255,12 @@ def test_one_step_is_one_write(peer: Peer, fake_model: FakeModel) -> None:
             ended += reads[-1].count(b'"done":true')
     assert len(reads) <= 5 + 1 + 3
     assert max(read.count(b"\n") for read in reads) >= 8
+
+
+def test_what_a_template_left_open_is_reasoning_and_no_answer(peer: Peer, fake_model: FakeModel) -> None:
+    template = "{{ messages[0].content }} <think>\n"
+    peer.event()
+    peer.load(fake_model(template=template, tokens=["hm", "</think>", "Yes"]))
+    peer.send({"op": "gen", "id": 1, "prompt": "hi"})
+    done = peer.done()
+    assert (done["full_text"], done["reasoning_text"]) == ("Yes", "hm")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from myllm.errors import BadDataError
-from myllm.models.gguf import PART_NAME
+from myllm.models.names import PART_NAME
 
 SUFFIX = ".gguf"
 

@@ -16,10 +16,10 @@ from myllm.engine.sequence import Sequence
 from myllm.engine.text import TextStream
 from myllm.errors import BadDataError, ContextOverflowError
 from myllm.protocol import MAX_SEED
-from myllm.requests import GenRequest
+from myllm.requests import Arrival, GenRequest
 
 
-class Offer(NamedTuple):
+class Capabilities(NamedTuple):
     """What an engine has for every request: a window in tokens, and the sampling that its model asks for."""
 
     model: Model
@@ -28,28 +28,27 @@ class Offer(NamedTuple):
 
 
 def new_generation(
-    request: GenRequest, prompt: list[int], dropped_tokens: int, times: Times, offer: Offer, number: int
+    request: GenRequest, prompt: list[int], arrival: Arrival, engine: Capabilities, number: int
 ) -> Generation:
-    """The generation of a request whose `id` is set, the `number`-th to arrive.
+    """The generation of a request, the `number`-th to arrive.
 
     Raises BadDataError where the model makes no text, ContextOverflowError, UsageError.
     """
-    if offer.model.is_encoder:
+    if engine.model.is_encoder:
         raise BadDataError("model: it makes embeddings, not text; use `myllm embed`, or give another -m")
-    if len(prompt) >= offer.window:
+    if len(prompt) >= engine.window:
         raise ContextOverflowError(
-            f"prompt: {len(prompt):,} tokens do not fit the window of {offer.window:,}; shorten it"
+            f"prompt: {len(prompt):,} tokens do not fit the window of {engine.window:,}; shorten it"
         )
-    answer = offer.window if request.max_tokens is None else request.max_tokens
-    limit = min(len(prompt) + answer, offer.window)
+    answer = engine.window if request.max_tokens is None else request.max_tokens
+    limit = min(len(prompt) + answer, engine.window)
     seed = secrets.randbelow(MAX_SEED) if request.seed is None else request.seed
     return Generation(
         request,
-        Sequence(request.id or 0, list(prompt), limit, request.priority, number, request.client),
-        times,
+        Sequence(arrival.id, list(prompt), limit, request.priority, number, arrival.client),
+        Times(arrival.at),
         n_prompt=len(prompt),
         seed=seed,
-        dropped_tokens=dropped_tokens,
-        sampler=make_sampler(request, prompt, seed, offer.recommended, offer.model),
+        sampler=make_sampler(request, prompt, seed, engine.recommended, engine.model),
         text=TextStream(request.stop),
     )
