@@ -20,7 +20,7 @@ USAGE = 2
 
 
 def main() -> NoReturn:
-    """Runs `sys.argv`; ends the process with DESIGN.md §5's exit status, or by a signal."""
+    """Runs `sys.argv`; ends the process with the exit status that README.md documents, or by a signal."""
     try:
         _open_missing_streams()
         # OpenBLAS, which numpy brings, would start threads that keep a processor busy: 0.1 s of it a run.

@@ -22,7 +22,7 @@ from myllm.errors import BadDataError, UsageError
 
 PROTOCOL: Final = 1
 MAX_LINE: Final = 16 * 1024 * 1024
-"""Bytes in one line, newline included (DESIGN.md §3)."""
+"""Bytes in one line, newline included: longer ones are no request but a mistake, or come in parts."""
 MAX_MESSAGE: Final = 256 * 1024 * 1024
 """Bytes in one message put together from parts: what a receiver is ready to hold in memory."""
 MAX_IN_FLIGHT: Final = 64

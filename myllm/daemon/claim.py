@@ -20,7 +20,7 @@ from myllm.paths import make_private
 from myllm.socket_file import OTHERS_WRITE, not_ours
 
 BACKLOG: Final = 512
-"""Connections that may wait to be accepted: as many as the queue of requests (DESIGN.md §8)."""
+"""Connections that may wait to be accepted: as many as the queue of requests."""
 POLL: Final = 0.01
 """Seconds between two looks whether a dying daemon still answers."""
 DYING: Final = 0.5

@@ -35,9 +35,9 @@ from myllm.socket_file import socket_path
 from myllm.spawning import inherit_nothing_but
 
 GRACE: Final = 30.0
-"""Seconds that running requests have to finish once it is to stop (faults.md, SIGTERM)."""
+"""Seconds that running requests have to finish once it is to stop; a service manager waits longer."""
 IDLE_EXIT: Final = 300.0
-"""Seconds without models, requests and clients after which it ends (DESIGN.md §4)."""
+"""Seconds without models, requests and clients after which it ends."""
 IDLE_LOOKS: Final = 10
 """Times that it looks within these."""
 DESCRIPTORS: Final = 65_536

@@ -1,8 +1,8 @@
 """The GGUF container: reads and checks a file's header, trusting nothing in it.
 
-Owns what is a well-formed file, as llama.cpp sees it (ggml/src/gguf.cpp); numbers and names are in
-`gguf_format.py`. Must not know what any key means for a language
-model: that is `header.py`.
+Ours, as hostile files need bounds: the library `gguf` makes an object of every array element and maps all
+tensors. Owns what is a well-formed file, as llama.cpp sees it (ggml/src/gguf.cpp); numbers and names are in
+`gguf_format.py`. Must not know what any key means for a language model: that is `header.py`.
 
 The file is read forwards through one chunk of memory. Arrays of the tokenizer are stepped over, not
 built; every count, length and offset is checked before it is used, so that memory stays under 100

@@ -30,7 +30,7 @@ Summary = dict[str, Any]
 
 
 def summary(header: Header, context: int | None = None, kv_type: str | None = None) -> Summary:
-    """What `models list` says of a header, by DESIGN.md's names; sizes in bytes."""
+    """What `models list` says of a header; sizes in bytes."""
     window = context or min(header.context_length or ESTIMATE_CONTEXT, ESTIMATE_CONTEXT)
     return {
         "size_bytes": header.size_bytes,

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 CRASHES: Final = 3
 CRASH_WINDOW: Final = 60.0
-"""`CRASHES` within so many seconds, and a model is refused for as long (faults.md, kill -9 worker)."""
+"""`CRASHES` within so many seconds, and a model is refused for as long: its file or options are to blame, and
+loading it again and again would take the machine along."""
 
 
 class State(Enum):
