@@ -109,7 +109,7 @@ def embed(
 
         return Client(ours, close)
 
-    monkeypatch.setattr("myllm.runtime.connect", connect)
+    monkeypatch.setattr("myllm.client.connect", connect)
 
     def run(*arguments: object, stdin: bytes = b"") -> tuple[int | MyllmError, list[dict[str, Any]], str]:
         taken = captured(stdin)
