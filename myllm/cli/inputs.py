@@ -1,6 +1,6 @@
 """What stdin means to a plain `gen`: bytes → a text or a conversation, and where a prompt takes it.
 
-Pure: no streams, no click. Records, one a line, are `records.py`'s.
+Pure: no streams, no click. Records, one a line, are `input_records.py`'s.
 
 - A UTF-8 byte order mark is dropped, and so is the newline that ends the last line; NUL bytes are
   text like any other. What is not UTF-8 is refused, never replaced.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final, NamedTuple
 
-from myllm.cli.records import BOM, Record, Skipped, loads, parse_jsonl
+from myllm.cli.input_records import BOM, Record, Skipped, is_passing, loads, parse_jsonl
 from myllm.errors import BadDataError, UsageError
 from myllm.protocol import MAX_MESSAGE, ROLES
 
@@ -121,9 +121,7 @@ def is_event(message: dict[str, Any]) -> bool:
     """Whether a JSON object is a line of MyLLM's own stream."""
     if message.get("done") is True:
         return isinstance(message.get("full_text"), str) or isinstance(message.get("error"), dict)
-    return (message.get("done") is False and "token" in message) or bool(
-        message.keys() & {"loading", "pulling"}
-    )
+    return is_passing(message)
 
 
 def _is_turn(message: dict[str, Any]) -> bool:

@@ -25,6 +25,8 @@ Decorator = Callable[[F], F]
 
 LOGIT_BIAS: Final = "logit_bias."
 MAX_BIAS: Final = 1e9
+PATIENT: Final = 1
+"""The priority of many in flight: whoever waits at a terminal comes first."""
 LOADING: Final = ("context", "parallel", "kv_type", "flash_attn", "threads", "gpu_layers")
 """The fields of LoadOptions."""
 NAMED: Final = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
