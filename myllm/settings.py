@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from myllm.requests import LoadOptions
 
+DEFAULT_MODEL: Final = "smollm2"
+"""What gen and chat run where nothing names a model."""
+DEFAULT_EMBED_MODEL: Final = "minilm"
+"""What embed runs where nothing names a model."""
 OUTPUTS: Final = ("auto", "text", "jsonl")
 DAEMON_MODES: Final = ("auto", "never", "always")
 MODEL_TABLE: Final = "model"
@@ -189,8 +193,14 @@ def _names(where: str, value: Any) -> tuple[str, ...]:
 
 
 TABLE: Final = (
-    Setting("default_model", "MYLLM_MODEL", _name, '"smollm2"', "model of gen and chat without -m"),
-    Setting("default_embed_model", "MYLLM_EMBED_MODEL", _name, '"minilm"', "model of embed without -m"),
+    Setting("default_model", "MYLLM_MODEL", _name, f'"{DEFAULT_MODEL}"', "model of gen and chat without -m"),
+    Setting(
+        "default_embed_model",
+        "MYLLM_EMBED_MODEL",
+        _name,
+        f'"{DEFAULT_EMBED_MODEL}"',
+        "model of embed without -m",
+    ),
     Setting(
         "output", "MYLLM_OUTPUT", _one_of(OUTPUTS), '"jsonl"', "text, jsonl, or auto: text on a terminal"
     ),

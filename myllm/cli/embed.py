@@ -21,6 +21,7 @@ from myllm.cli.vectors import FORMATS, writer
 from myllm.errors import IOFailureError, NotFoundError, UsageError
 from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES
 from myllm.requests import EmbedRequest
+from myllm.settings import DEFAULT_EMBED_MODEL
 
 if TYPE_CHECKING:
     from myllm.cli.documents import Input
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from myllm.cli.vector_records import VectorRecords
     from myllm.settings import Settings
 
-DEFAULT: Final = "minilm"
 AWAITED: Final = "text on stdin; end it with Ctrl-D"
 EPILOG = """\b
 Examples:
@@ -46,7 +46,7 @@ gone, and no text has a vector; 74 I/O; 78 configuration. See `man myllm`.
 
 @click.command("embed", epilog=EPILOG, short_help="Turn text into vectors.")
 @click.argument("files", nargs=-1, type=click.Path())
-@options.model_option(DEFAULT)
+@options.model_option(DEFAULT_EMBED_MODEL)
 @click.option(
     "--input",
     "input_mode",
@@ -110,7 +110,7 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
     characters. Records keep their own keys. --similar-to reads texts, or records that embed has written.
     """
     configured = options.configured(values)
-    model = values["model"] or configured.default_embed_model or DEFAULT
+    model = values["model"] or configured.default_embed_model or DEFAULT_EMBED_MODEL
     request = _request(values) | options.model_part(model, configured, values)
     if not files and streams.stdin_is_terminal:
         raise UsageError("nothing to embed: give FILES, or pipe text in")
@@ -122,7 +122,7 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
 
     def record(event: dict[str, Any]) -> bytes:
         if "embedding" in event:
-            event["model"] = model
+            event.setdefault("model", model)  # as it was asked for, where the Runtime does not say its name
         return shaped.record(event)
 
     try:

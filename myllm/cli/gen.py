@@ -16,13 +16,11 @@ from myllm.cli.inputs import MAX_INPUT, MODES, Given, UpstreamError, compose, pa
 from myllm.cli.output import CountOutput, JsonlOutput, Output, TextOutput, losses, statistics
 from myllm.cli.progress import Progress
 from myllm.errors import BadDataError, DeadlineError, UnavailableError, UsageError, from_wire
-from myllm.protocol import encode, error_event, parse
+from myllm.protocol import TOKEN_START, encode, error_event, parse
+from myllm.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from myllm.client.client import Client
-
-TOKEN_START = b'{"token":'
-"""How token lines begin, by far the most; they need not be parsed to be passed on."""
 
 AWAITED = "text on stdin; end it with Ctrl-D, or give -n to read none"
 EPILOG = """\b
@@ -43,7 +41,7 @@ model's process is gone; 74 I/O; 78 configuration; 124 deadline. See `man myllm`
 
 @click.command("gen", epilog=EPILOG, short_help="Generate text from a prompt, or from many.")
 @click.argument("prompt", required=False)
-@options.model_option("smollm2")
+@options.model_option(DEFAULT_MODEL)
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option("-n", "--no-stdin", is_flag=True, help="Do not read stdin.")
 @click.option(

@@ -142,6 +142,20 @@ def test_stdin_is_one_document(embed: Embed) -> None:
     }
 
 
+def test_records_hold_the_model_s_name_as_the_runtime_has_it_and_else_as_it_was_asked_for(
+    embed: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, (record,), _ = embed("-m", "my-alias", stdin=b"hello")
+    assert record["model"] == "my-alias"
+    unnamed = items
+    monkeypatch.setattr(
+        f"{__name__}.items", lambda *about: ({**event, "model": "minilm"} for event in unnamed(*about))
+    )
+    lines = b'{"text":"a","model":"mine"}\n' + b'{"text":"b"}\n' * 99
+    _, records, _ = embed("-m", "my-alias", stdin=lines)
+    assert {record["model"] for record in records} == {"minilm"}
+
+
 def test_a_long_document_is_a_record_a_window(embed: Embed) -> None:
     _, records, _ = embed(stdin=b"x" * 250)
     assert [(r["index"], r["chunk"], r["start"], r["end"]) for r in records] == [
