@@ -176,9 +176,13 @@ def with_id(line: bytes, start: int, request_id: int | None) -> bytes:
     return b'{"id":%d,%b\n' % (request_id, line[start:])
 
 
+TOKEN_START: Final = b'{"token":'
+"""The start of a token line without id."""
+
+
 def is_done(line: bytes) -> bool:
     """Whether a line without id ends its request. Raises BadDataError where it is no message at all."""
-    return not line.startswith(b'{"token":') and parse(line).get("done") is True
+    return not line.startswith(TOKEN_START) and parse(line).get("done") is True
 
 
 # ── names and limits ────────────────────────────────────────────────────────────────────────────────

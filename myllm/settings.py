@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
     from myllm.requests import LoadOptions
 
+DEFAULT_MODEL: Final = "smollm2"
+"""What gen and chat run where nothing names a model."""
+DEFAULT_EMBED_MODEL: Final = "minilm"
+"""What embed runs where nothing names a model."""
 OUTPUTS: Final = ("auto", "text", "jsonl")
 DAEMON_MODES: Final = ("auto", "never", "always")
-DEFAULT_MODEL: Final = "smollm2"
-"""What `gen` runs where nobody names a model, and `embed` the other: both are in the catalog."""
-DEFAULT_EMBED_MODEL: Final = "minilm"
 MODEL_TABLE: Final = "model"
 """`[model.NAME]` holds the loading options of one model."""
 

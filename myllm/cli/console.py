@@ -20,7 +20,8 @@ from myllm.errors import IOFailureError, MyllmError
 CHUNK: Final = 64 * 1024
 """Bytes read at once: a pipe holds no more, and all lines of a chunk are in memory together."""
 PATIENCE: Final = 2.0
-"""Seconds of silence on stdin after which stderr says what is being waited for (DESIGN.md §3)."""
+"""Seconds of silence on stdin after which stderr says what is being waited for: who forgot to give input
+would think that the model is slow."""
 _CONTROLS: Final = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 """C0 without tab and newline, DEL, C1. Each is escaped by itself, so no sequence can be cut in two.
 (Compiled when first used, which most commands never do.)"""

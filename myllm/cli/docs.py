@@ -35,7 +35,7 @@ EXIT_STATUS: Final = (
     ("124", "The deadline passed; what there was until then has been printed."),
     ("130, 141, 143", "Ended by SIGINT, SIGPIPE or SIGTERM itself, so that loops of the shell end, too."),
 )
-"""DESIGN.md §5, as far as the commands there are can end so."""
+"""How the commands there are can end; README has the same table, and a test compares them."""
 FILES: Final = (
     ("$XDG_CONFIG_HOME/myllm/config.toml", "Configuration; by default ~/.config/myllm/config.toml."),
     ("$XDG_DATA_HOME/myllm", "Pulled models and their names; by default ~/.local/share/myllm."),

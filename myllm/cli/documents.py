@@ -9,18 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from myllm.cli.inputs import MAX_INPUT
-from myllm.cli.records import (
+from myllm.cli.input_records import (
     BOM,
     Line,
     Record,
     RecordError,
-    Skipped,
     looks_like_jsonl,
-    parse_jsonl,
-    parse_text,
-    record_lines,
+    parsed_lines,
 )
+from myllm.cli.inputs import MAX_INPUT
 from myllm.errors import BadDataError
 from myllm.protocol import MAX_LINE
 
@@ -68,9 +65,8 @@ def texts(
     if mode == "text":
         yield _document(chunks, name)
         return
-    for line in record_lines(chunks):
-        if (text := _text(line, mode, field)) is not None:
-            yield text
+    for line, parsed in parsed_lines(chunks, mode, field, "give --input text"):
+        yield _text(parsed, len(line.data) + 1)
 
 
 def _announced(chunks: Iterable[bytes], idle: Callable[[], None]) -> Iterator[bytes]:
@@ -111,31 +107,20 @@ def _document(chunks: Iterable[bytes], name: str) -> Text:
         ) from error
 
 
-def _text(line: Line, mode: str, field: str | None) -> Text | None:
-    size = len(line.data) + 1
+def _text(parsed: Record | RecordError, size: int) -> Text:
+    own = {key: value for key, value in parsed.own.items() if key not in OURS}
+    if isinstance(parsed, Record) and parsed.upstream_error is not None:
+        return Text(own, size, error=parsed.upstream_error)
     try:
-        if line.too_long:
-            raise RecordError(f"line: longer than {MAX_LINE:,} bytes; split it, or give --input text")
-        record = parse_jsonl(line.data, field) if mode == "jsonl" else parse_text(line.data)
-    except RecordError as error:
-        return Text(_kept(error.own), size, error=error.to_wire())
-    if isinstance(record, Skipped):
-        return None
-    own = _kept(record.own)
-    if record.upstream_error is not None:
-        return Text(own, size, error=record.upstream_error)
-    try:
-        return Text(own, size, _spoken(record))
+        return Text(own, size, _spoken(parsed))
     except RecordError as error:
         return Text(own, size, error=error.to_wire())
 
 
-def _kept(own: Any) -> dict[str, Any]:
-    return {key: value for key, value in own.items() if key not in OURS}
-
-
-def _spoken(record: Record) -> str:
+def _spoken(record: Record | RecordError) -> str:
     """The record's text, or what is said in its conversation, a line a message. Raises RecordError."""
+    if isinstance(record, RecordError):
+        raise record
     if record.text is not None:
         return record.text
     contents = []

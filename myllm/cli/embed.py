@@ -9,31 +9,26 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from myllm.cli import options
 from myllm.cli.console import CHUNK, Streams, visible_json
-from myllm.cli.inputs import MODES
-from myllm.cli.progress import Progress
 from myllm.cli.vectors import FORMATS, writer
-from myllm.errors import IOFailureError, NotFoundError, UnavailableError, UsageError
+from myllm.errors import IOFailureError, NotFoundError, UsageError
 from myllm.protocol import EMBED_OVERFLOW, POOLS, PURPOSES
 from myllm.requests import Request
 from myllm.settings import DEFAULT_EMBED_MODEL
 
 if TYPE_CHECKING:
     from myllm.cli.documents import Input
-    from myllm.cli.embedding import Run
-    from myllm.client.client import Client
+    from myllm.cli.in_flight import Connected
+    from myllm.cli.vector_records import VectorRecords
     from myllm.settings import Settings
 
 AWAITED: Final = "text on stdin; end it with Ctrl-D"
-PATIENT: Final = 1
-"""The priority of embeddings: whoever waits at a terminal comes first."""
 EPILOG = """\b
 Examples:
   myllm embed < report.txt > vectors.jsonl
@@ -51,19 +46,7 @@ gone, and no text has a vector; 74 I/O; 78 configuration. See `man myllm`.
 @click.command("embed", epilog=EPILOG, short_help="Turn text into vectors.")
 @click.argument("files", nargs=-1, type=click.Path())
 @options.model_option(DEFAULT_EMBED_MODEL)
-@click.option(
-    "--input",
-    "input_mode",
-    type=click.Choice(MODES),
-    default="auto",
-    show_default=True,
-    help="What is read. auto: JSONL if the first line is a JSON object, else one document.",
-)
-@click.option(
-    "--field",
-    metavar="NAME",
-    help="Key of a JSONL record's text.  [default: the first of text, prompt, content, full_text, input]",
-)
+@options.input_options("What is read. auto: JSONL if the first line is a JSON object, else one document.")
 @click.option(
     "--window", type=click.INT, metavar="N", help="Tokens a vector, at most.  [default: the model's]"
 )
@@ -102,7 +85,7 @@ gone, and no text has a vector; 74 I/O; 78 configuration. See `man myllm`.
     "-k", "nearest", type=click.IntRange(1), default=10, show_default=True, help="How many of them."
 )
 @options.loading_options
-@options.nice_option(str(PATIENT))
+@options.nice_option(str(options.PATIENT))
 @options.daemon_option
 @options.progress_option
 @click.option("-v", "--verbose", is_flag=True, help="A line of statistics on stderr.")
@@ -126,54 +109,44 @@ def embed(streams: Streams, /, files: tuple[str, ...], **values: Any) -> int:
 
     def record(event: dict[str, Any]) -> bytes:
         if "embedding" in event:
-            event.setdefault("model", model)  # where the Runtime never came to know it
+            event.setdefault("model", model)  # as it was asked for, where the Runtime does not say its name
         return shaped.record(event)
 
     try:
         with _connected(streams, configured, values["progress"]) as side:
-            run = _embed(streams, side, request, inputs, values, record, shaped.in_order)
+            records = _embed(streams, side, request, inputs, values, record, shaped.in_order)
     finally:
         shaped.close()
     if values["verbose"]:
-        streams.note(_statistics(run, model, time.monotonic() - started))
-    return _conclude(streams, run)
+        streams.note(_statistics(records, model, time.monotonic() - started))
+    return _conclude(streams, records)
 
 
-class _Connected(NamedTuple):
-    """A client, and what is shown of its events beside the vectors."""
-
-    client: Client
-    progress: Progress
-    note: Callable[[str], None]
-
-
-@contextmanager
-def _connected(streams: Streams, configured: Settings, wanted: bool | None) -> Iterator[_Connected]:
-    """The one connection of a run."""
-    from myllm.client import connect
+def _connected(
+    streams: Streams, configured: Settings, bars: bool | None
+) -> AbstractContextManager[Connected]:
+    from myllm.cli.in_flight import connected
     from myllm.paths import cache_dir
     from myllm.storage.embedding_cache import cache_file
 
     # Where there is a cache, perhaps no worker is needed; else it starts before anything else.
-    with (
-        connect(configured, streams.note, spare=not cache_file(cache_dir()).exists()) as client,
-        closing(Progress(streams, wanted)) as progress,
-    ):
-        yield _Connected(client, progress, cache(streams.note))  # each note once
+    return connected(streams, configured, bars, spare=not cache_file(cache_dir()).exists())
 
 
 def _embed(
     streams: Streams,
-    side: _Connected,
+    side: Connected,
     request: dict[str, Any],
     inputs: list[Input],
     values: dict[str, Any],
     record: Callable[[dict[str, Any]], bytes],
     in_order: Callable[[bytes], bytes] = bytes,
-) -> Run:
+) -> VectorRecords:
     """Embeds all texts of `inputs`, their records going to stdout."""
     from myllm.cli.documents import all_texts
-    from myllm.cli.embedding import Run
+    from myllm.cli.in_flight import InFlight
+    from myllm.cli.ordering import InOrder
+    from myllm.cli.vector_records import VectorRecords, asking, jobs
 
     escapes = streams.stdout_is_terminal
     sizes = [size for _, _, _, size in inputs if size is not None]
@@ -183,21 +156,20 @@ def _embed(
         data = in_order(data)
         streams.write(visible_json(data) if escapes else data)
 
-    run = Run(side.client, record, write)
-    run.run(
-        request,
-        lambda idle: all_texts(inputs, values["input_mode"], values["field"], idle),
-        preparing=side.progress.preparing,
-        note=side.note,
-        advanced=partial(side.progress.texts, total=total),
+    records = VectorRecords(record, write)
+
+    def advanced() -> None:
+        side.progress.texts(records.tally.n_ended, records.n_bytes, total)
+
+    InFlight(side, asking(request), records, InOrder(), advanced).run(
+        lambda idle: jobs(all_texts(inputs, values["input_mode"], values["field"], idle))
     )
-    side.progress.close()
-    return run
+    return records
 
 
 def _request(values: dict[str, Any]) -> dict[str, Any]:
     """The request without its model and texts. Raises UsageError for a value out of range."""
-    priority = PATIENT if values["nice"] is None else values["nice"]
+    priority = options.PATIENT if values["nice"] is None else values["nice"]
     request: dict[str, Any] = {"op": "embed", "priority": priority}
     for name in ("window", "purpose"):
         if values[name] is not None:
@@ -246,40 +218,39 @@ def _similar(
     inputs: list[Input],
     values: dict[str, Any],
 ) -> int:
-    from myllm.cli.embedding import embed_one
     from myllm.cli.similar import run_similar
+    from myllm.cli.vector_records import embed_one
 
     with _connected(streams, configured, values["progress"]) as side:
-        client, progress, note = side
-        found = embed_one(client, request, values["similar_to"], preparing=progress.preparing, note=note)
-        progress.close()
+        found = embed_one(side, request, values["similar_to"])
+        side.progress.close()
 
         def embed_inputs(inputs: list[Input], record: Callable[[dict[str, Any]], bytes]) -> int:
-            return _embed(streams, side, request, inputs, values, record).n_failed
+            tally = _embed(streams, side, request, inputs, values, record).tally
+            if tally.stopped:
+                raise tally.stopped
+            return tally.n_failed
 
         return run_similar(streams, found, embed_inputs, inputs, values)
 
 
-def _conclude(streams: Streams, run: Run) -> int:
-    """Notes on stderr and the exit status. Raises the error of a lone text, and what left none with a vector
-    where that is the end of the model's process."""
-    if run.n_empty:
-        texts = "an empty text" if run.n_empty == 1 else f"{run.n_empty:,} empty texts"
+def _conclude(streams: Streams, records: VectorRecords) -> int:
+    """Notes on stderr and the exit status. Raises the error of a lone text, and what `conclude` raises."""
+    tally = records.tally
+    if records.n_empty:
+        texts = "an empty text" if records.n_empty == 1 else f"{records.n_empty:,} empty texts"
         streams.note(f"{texts}: the vector is what the model makes of no words")
-    if not run.n_failed:
-        return 0
-    if run.first_error and (
-        run.n_texts == 1 or (not run.n_vectors and isinstance(run.first_error, UnavailableError))
-    ):
-        raise run.first_error
-    streams.note(f"{run.n_failed:,} of {run.n_texts:,} texts failed; each says why in its error")
-    return 1
+    if tally.n_ended == 1 and not tally.stopped:
+        for error in tally.errors.values():
+            raise error
+    return tally.conclude(streams, "texts")
 
 
-def _statistics(run: Run, model: str, seconds: float) -> str:
+def _statistics(records: VectorRecords, model: str, seconds: float) -> str:
     """`-v`'s one line."""
+    tally = records.tally
     return (
-        f"{run.model or model}: {run.n_texts:,} texts ({run.n_cached:,} cached, {run.n_failed:,} failed), "
-        f"{run.n_vectors:,} vectors, {run.n_tokens:,} tokens in {seconds:.1f} s, "
-        f"{run.n_texts / seconds:.1f} texts/s"
+        f"{records.model or model}: {tally.n_ended:,} texts ({records.n_cached:,} cached, "
+        f"{tally.n_failed:,} failed), {records.n_vectors:,} vectors, {records.n_tokens:,} tokens "
+        f"in {seconds:.1f} s, {tally.n_ended / seconds:.1f} texts/s"
     )

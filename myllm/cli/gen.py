@@ -12,18 +12,15 @@ import click
 
 from myllm.cli import options
 from myllm.cli.console import Streams
-from myllm.cli.inputs import MAX_INPUT, MODES, Given, UpstreamError, compose, parse_input
+from myllm.cli.inputs import MAX_INPUT, Given, UpstreamError, compose, parse_input
 from myllm.cli.output import CountOutput, JsonlOutput, Output, TextOutput, losses, statistics
 from myllm.cli.progress import Progress
 from myllm.errors import BadDataError, DeadlineError, UnavailableError, UsageError, from_wire
-from myllm.protocol import encode, error_event, parse
+from myllm.protocol import TOKEN_START, encode, error_event, parse
 from myllm.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from myllm.client.client import Client
-
-TOKEN_START = b'{"token":'
-"""How token lines begin, by far the most; they need not be parsed to be passed on."""
 
 AWAITED = "text on stdin; end it with Ctrl-D, or give -n to read none"
 EPILOG = """\b
@@ -47,19 +44,9 @@ model's process is gone; 74 I/O; 78 configuration; 124 deadline. See `man myllm`
 @options.model_option(DEFAULT_MODEL)
 @click.option("--system", metavar="TEXT", help="System message.")
 @click.option("-n", "--no-stdin", is_flag=True, help="Do not read stdin.")
-@click.option(
-    "--input",
-    "input_mode",
-    type=click.Choice(MODES),
-    default="auto",
-    show_default=True,
-    help="What stdin is. auto: text, unless it is MyLLM's own stream or lines of role and content; "
-    "with --batch and --map: lines, or JSONL if the first is a JSON object.",
-)
-@click.option(
-    "--field",
-    metavar="NAME",
-    help="Key of a JSONL record's text.  [default: the first of text, prompt, content, full_text, input]",
+@options.input_options(
+    "What stdin is. auto: text, unless it is MyLLM's own stream or lines of role and content; "
+    "with --batch and --map: lines, or JSONL if the first is a JSON object."
 )
 @options.output_options
 @options.sampling_options

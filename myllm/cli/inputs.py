@@ -1,6 +1,6 @@
 """What stdin means to a plain `gen`: bytes → a text or a conversation, and where a prompt takes it.
 
-Pure: no streams, no click. Records, one a line, are `records.py`'s.
+Pure: no streams, no click. Records, one a line, are `input_records.py`'s.
 
 - A UTF-8 byte order mark is dropped, and so is the newline that ends the last line; NUL bytes are
   text like any other. What is not UTF-8 is refused, never replaced.
@@ -13,12 +13,10 @@ from __future__ import annotations
 import re
 from typing import Any, Final, NamedTuple
 
-from myllm.cli.records import BOM, Record, Skipped, loads, parse_jsonl
+from myllm.cli.input_records import BOM, Record, Skipped, is_passing, loads, parse_jsonl
 from myllm.errors import BadDataError, UsageError
 from myllm.protocol import MAX_MESSAGE, ROLES
 
-MODES: Final = ("auto", "text", "lines", "jsonl")
-"""The values of `--input`."""
 MAX_INPUT: Final = MAX_MESSAGE - 1024 * 1024
 """Bytes of stdin that can be one request, with room for its escapes."""
 _PLACES: Final = r"\{\{\}\}|\{\}"
@@ -121,9 +119,7 @@ def is_event(message: dict[str, Any]) -> bool:
     """Whether a JSON object is a line of MyLLM's own stream."""
     if message.get("done") is True:
         return isinstance(message.get("full_text"), str) or isinstance(message.get("error"), dict)
-    return (message.get("done") is False and "token" in message) or bool(
-        message.keys() & {"loading", "pulling"}
-    )
+    return is_passing(message)
 
 
 def _is_turn(message: dict[str, Any]) -> bool:

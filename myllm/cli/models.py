@@ -38,7 +38,7 @@ FIELDS: Final = (
     "kv_bytes_per_token",
     "memory_estimate_bytes",
 )
-"""The keys of a record of `show`, in order (DESIGN.md §4)."""
+"""The keys of a record of `show`, in order, which scripts rely on."""
 LIST_FIELDS: Final = (*(field for field in FIELDS if field != "template"), "aliases", "pulled")
 """`list` leaves out the template, which may be long; `pulled` is false for what the catalog only offers."""
 

@@ -1,6 +1,6 @@
 """Options that several commands share, and how their values become parts of a request.
 
-Owns names, help and value checks of the model, loading, sampling, output and daemon options. Must not
+Owns names, help and value checks of the model, input, loading, sampling, output and daemon options. Must not
 know what is done with them; ranges are the protocol's to check.
 """
 
@@ -25,6 +25,8 @@ Decorator = Callable[[F], F]
 
 LOGIT_BIAS: Final = "logit_bias."
 MAX_BIAS: Final = 1e9
+PATIENT: Final = 1
+"""The priority of many in flight: whoever waits at a terminal comes first."""
 LOADING: Final = ("context", "parallel", "kv_type", "flash_attn", "threads", "gpu_layers")
 """The fields of LoadOptions."""
 NAMED: Final = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
@@ -123,6 +125,26 @@ def model_option(default: str) -> Decorator[Any]:
         metavar="MODEL",
         shell_complete=complete_model,
         help=f"Model's name, or a path to a GGUF file.  [env var: MYLLM_MODEL; default: {default}]",
+    )
+
+
+def input_options(what: str) -> Decorator[Any]:
+    """`--input` and `--field`; `what` is the first's help, which says what `auto` means."""
+    return _combined(
+        click.option(
+            "--input",
+            "input_mode",
+            type=click.Choice(["auto", "text", "lines", "jsonl"]),
+            default="auto",
+            show_default=True,
+            help=what,
+        ),
+        click.option(
+            "--field",
+            metavar="NAME",
+            help="Key of a JSONL record's text.  "
+            "[default: the first of text, prompt, content, full_text, input]",
+        ),
     )
 
 

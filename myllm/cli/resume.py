@@ -8,12 +8,13 @@ one index the last counts. Must not know how records are made.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from dataclasses import dataclass, field
 from typing import Final
 
 from myllm.cli.console import CHUNK, Streams
-from myllm.cli.records import LineSplitter, loads
+from myllm.cli.input_records import LineSplitter, loads
 from myllm.errors import BadDataError, IOFailureError, NotFoundError, PermissionDeniedError, UsageError
 from myllm.protocol import MAX_MESSAGE
 
@@ -30,13 +31,21 @@ class Done:
     tail: bytes = b""
     changed: int = 0
     """Records met whose answer belongs to another input line."""
+    skipped: int = 0
+    """Records met that need no answer any more."""
 
     def has(self, index: int, input_hash: str) -> bool:
-        """Whether the record needs no answer any more."""
+        """Whether the record, met now, needs no answer any more."""
         known = self.hashes.get(index)
         if known is not None and known != input_hash:
             self.changed += 1
+        self.skipped += known == input_hash
         return known == input_hash
+
+
+def hash_of(line: bytes) -> str:
+    """The `input_hash` of a record: 16 hexadecimal digits of the SHA-256 of its line."""
+    return hashlib.sha256(line.strip()).hexdigest()[:16]
 
 
 def read_done(file: str) -> Done:

@@ -15,7 +15,7 @@ import orjson
 
 from myllm.cli.console import Streams
 from myllm.cli.documents import Input, first_line
-from myllm.cli.records import Line, loads, record_lines
+from myllm.cli.input_records import Line, loads, record_lines
 from myllm.errors import BadDataError, MyllmError
 
 BLOCK: Final = 2048

@@ -24,7 +24,7 @@ from myllm.worker.outbox import Outbox
 from myllm.worker.templates import ModelFile, Preparer, read_model_file
 
 DEEP_STACK: Final = 256 * 1024 * 1024
-"""llama.cpp's tokenizer recurses on long runs of letters (its issue 27783); only what is touched takes memory."""
+"""llama.cpp's tokenizer recurses on long runs (its issue 27783); only what is touched takes memory."""
 PROGRESS_EVERY: Final = 0.1
 """Seconds between two `loading` events: each wakes the Runtime, and a small model loads in one."""
 

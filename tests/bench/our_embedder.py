@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from myllm.cli.embedding import GROUP
+from myllm.cli.vector_records import GROUP
 from myllm.engine import open_engine
 from myllm.protocol import Message
 from myllm.requests import Arrival, EmbedRequest, LoadOptions

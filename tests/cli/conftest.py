@@ -12,12 +12,15 @@ import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import orjson
 import pytest
 
 from myllm.cli.console import Streams
+from myllm.errors import MyllmError, UnavailableError
+from myllm.protocol import encode
 from myllm.socket_file import socket_path
 
 MYLLM = (sys.executable, "-m", "myllm")
@@ -131,6 +134,38 @@ class Captured:
     def close(self) -> None:
         for fd in self._fds:
             os.close(fd)
+
+
+class ScriptedClient:
+    """Answers each request with the event or events of `answer(request)`; an exception among them ends the
+    connection."""
+
+    def __init__(self, answer: Callable[[dict[str, Any]], Any]) -> None:
+        self._answer = answer
+        self._lines: SimpleQueue[bytes | MyllmError] = SimpleQueue()
+        self._lost: MyllmError | None = None
+
+    def __enter__(self) -> ScriptedClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._lines.put(UnavailableError("closed"))
+
+    def send(self, request: dict[str, Any]) -> None:
+        if self._lost:
+            raise self._lost
+        answer = self._answer(request)
+        for event in answer if isinstance(answer, list) else [answer]:
+            if isinstance(event, MyllmError):
+                self._lost = event
+                self._lines.put(event)
+            else:
+                self._lines.put(encode({"id": request["id"], **event}).rstrip())
+
+    def batches(self) -> Iterator[list[bytes]]:
+        while not isinstance(line := self._lines.get(), MyllmError):
+            yield [line]
+        raise line
 
 
 @pytest.fixture

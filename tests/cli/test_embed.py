@@ -20,8 +20,6 @@ import orjson
 import pytest
 
 from myllm.cli import myllm
-from myllm.cli.documents import texts
-from myllm.cli.embedding import Run
 from myllm.cli.progress import Progress
 from myllm.cli.similar import Nearest
 from myllm.client.client import Client
@@ -150,6 +148,20 @@ def test_stdin_is_one_document(embed: Embed) -> None:
         "model": "minilm",
         "cached": False,
     }
+
+
+def test_records_hold_the_model_s_name_as_the_runtime_has_it_and_else_as_it_was_asked_for(
+    embed: Embed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, (record,), _ = embed("-m", "my-alias", stdin=b"hello")
+    assert record["model"] == "my-alias"
+    unnamed = items
+    monkeypatch.setattr(
+        f"{__name__}.items", lambda *about: ({**event, "model": "minilm"} for event in unnamed(*about))
+    )
+    lines = b'{"text":"a","model":"mine"}\n' + b'{"text":"b"}\n' * 99
+    _, records, _ = embed("-m", "my-alias", stdin=lines)
+    assert {record["model"] for record in records} == {"minilm"}
 
 
 def test_a_long_document_is_a_record_a_window(embed: Embed) -> None:
@@ -365,70 +377,6 @@ def test_blocks_do_not_change_the_nearest() -> None:
         nearest.offer(vector, b"%d" % number)
     cosines = vectors @ vectors[3] / np.linalg.norm(vectors, axis=1)
     assert [int(line) for _, line in nearest.best()] == np.argsort(-cosines)[:5].tolist()
-
-
-def test_what_has_arrived_goes_out_before_more_is_waited_for(requests: list[dict[str, Any]]) -> None:
-    ours, theirs = socket.socketpair()
-    server = threading.Thread(target=serve, args=(theirs, requests), daemon=True)
-    server.start()
-    written = threading.Event()
-    in_time: list[bool] = []
-
-    def slow() -> Iterator[bytes]:
-        yield b"one\n"
-        in_time.append(written.wait(5))
-        yield b"two\n"
-
-    with Client(ours) as client:
-        run = Run(client, orjson.dumps, lambda data: written.set())
-        run.run(
-            {"op": "embed"},
-            lambda idle: texts(slow(), "lines", None, "stdin", idle),
-            preparing=lambda event: None,
-            note=print,
-        )
-    server.join(5)
-    theirs.close()
-    assert in_time == [True]
-    assert run.n_texts == 2
-
-
-class Vanishing:
-    """A client whose connection is lost after one text's vector, of those that one request asks for."""
-
-    def __init__(self) -> None:
-        self._asked = threading.Event()
-
-    def send(self, request: dict[str, Any]) -> None:
-        self._asked.set()
-
-    def batches(self) -> Iterator[list[bytes]]:
-        assert self._asked.wait(5)
-        where = {"item": 0, "chunk": 0, "start": 0, "end": 3, "tokens": 1, "cached": False}
-        yield [orjson.dumps({"id": 0, **where, "embedding": encoded("one")})]
-        raise UnavailableError("connection lost")
-
-
-def test_what_came_before_a_connection_is_lost_is_written_though_the_loss_is_known_by_then() -> None:
-    written: list[bytes] = []
-
-    def when_all_is_heard(n_texts: int, n_bytes: int) -> None:
-        for thread in threading.enumerate():
-            if thread.name == "listener":
-                thread.join(5)
-        assert not written, "it would wait for what comes next"
-
-    run = Run(Vanishing(), orjson.dumps, written.append)  # type: ignore[arg-type]
-    with pytest.raises(UnavailableError, match="connection lost"):
-        run.run(
-            {"op": "embed"},
-            lambda idle: texts([b"one\ntwo\n"], "lines", None, "stdin", idle),
-            preparing=lambda event: None,
-            note=print,
-            advanced=when_all_is_heard,
-        )
-    (data,) = written
-    assert (orjson.loads(data)["index"], orjson.loads(data)["embedding"]) == (0, encoded("one"))
 
 
 def test_a_conversation_is_its_lines_and_one_that_is_none_is_an_error(embed: Embed) -> None:

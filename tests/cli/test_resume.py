@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.cli.console import Streams
-from myllm.cli.resume import Done, read_done, repair_output
+from myllm.cli.resume import Done, hash_of, read_done, repair_output
 from myllm.errors import NotFoundError, UsageError
 
 
@@ -30,6 +30,11 @@ def done_of(tmp_path: Path) -> Callable[[bytes], Done]:
         return read_done(str(file))
 
     return read
+
+
+def test_a_hash_is_of_the_line_without_its_ending() -> None:
+    assert hash_of(b'{"a":1}\r') == hash_of(b'{"a":1}')
+    assert hash_of(b"a") != hash_of(b"b")
 
 
 def test_answers_are_done_and_errors_are_not(done_of: Callable[[bytes], Done]) -> None:

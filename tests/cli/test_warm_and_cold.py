@@ -177,10 +177,10 @@ class Recorder:
         self.requests.append(request)
         self._sent.release()
 
-    def events(self) -> Any:
+    def batches(self) -> Any:
         answered = 0
         while self._sent.acquire() and answered < len(self.requests):
-            yield self._answer(self.requests[answered])
+            yield [self._answer(self.requests[answered])]
             answered += 1
 
     def stream(self, request: Message) -> Any:
@@ -208,7 +208,7 @@ def test_nice_says_who_comes_first_and_many_are_patient_by_themselves(
     captured: Callable[..., Captured], monkeypatch: pytest.MonkeyPatch, words: list[str], priority: int
 ) -> None:
     recorder = Recorder()
-    monkeypatch.setattr(myllm.client, "connect", lambda settings, note: recorder)
+    monkeypatch.setattr(myllm.client, "connect", lambda settings, note, **how: recorder)
     with root.make_context("myllm", words, obj=captured(b"one\n").streams) as context:
         assert root.invoke(context) == 0
     assert [request.get("priority", 0) for request in recorder.requests] == [priority]

@@ -1,7 +1,8 @@
 """Records, one a line: bytes → lines → what each asks for, and what of it goes into its answer.
 
-Pure: no streams, no click, no requests in flight. Owns which keys of a record mean what (DESIGN.md
-§3, "Reading input"). Blank lines are nothing, and count for nothing.
+Pure: no streams, no click, no requests in flight. Owns which keys of a record mean what, the same for
+every command that reads records, as each reads what another wrote. Blank lines are nothing, and count
+for nothing.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def parse_jsonl(line: bytes, text_field: str | None = None) -> Record | Skipped:
     """
     values = loads(line)
     ours = values.get("done") is True and isinstance(values.get("full_text", values.get("error")), str | dict)
-    if values.keys() & {"loading", "pulling"} or (values.get("done") is False and "token" in values):
+    if is_passing(values):
         return Skipped()
     hidden = NOT_PASSED_ON | _OURS_WHEN_DONE if ours else NOT_PASSED_ON
     own = {key: value for key, value in values.items() if key not in hidden}
@@ -153,6 +154,12 @@ def parse_jsonl(line: bytes, text_field: str | None = None) -> Record | Skipped:
     if not isinstance(messages, list):
         raise RecordError("messages: expected a list", own)
     return Record(messages=messages, parameters=parameters, own=own)
+
+
+def is_passing(message: Mapping[str, Any]) -> bool:
+    """Whether a JSON object is a line of MyLLM's own stream before the last: a token, or progress."""
+    is_token = message.get("done") is False and "token" in message
+    return is_token or bool(message.keys() & {"loading", "pulling"})
 
 
 def looks_like_jsonl(line: Line) -> bool:
@@ -186,6 +193,27 @@ def record_lines(chunks: Iterable[bytes], limit: int = MAX_LINE) -> Iterator[Lin
             line = line._replace(data=line.data.removeprefix(BOM))
         if line.data.strip():
             yield line
+
+
+def parsed_lines(
+    chunks: Iterable[bytes], mode: str, text_field: str | None, instead: str
+) -> Iterator[tuple[Line, Record | RecordError]]:
+    """The records of an input with their lines, or why a line is none. `mode` and `text_field` are those
+    of `--input` and `--field`; `auto` is jsonl where the first line is an object, else lines. `instead`
+    says what else to do with a line that is too long.
+    """
+    for line in record_lines(chunks):
+        if mode == "auto":
+            mode = "jsonl" if looks_like_jsonl(line) else "lines"
+        parsed: Record | Skipped | RecordError
+        try:
+            if line.too_long:
+                raise RecordError(f"line: longer than {MAX_LINE:,} bytes; split it, or {instead}")
+            parsed = parse_jsonl(line.data, text_field) if mode == "jsonl" else parse_text(line.data)
+        except RecordError as error:
+            parsed = error
+        if not isinstance(parsed, Skipped):
+            yield line, parsed
 
 
 def _last(splitter: LineSplitter) -> Iterator[Line]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.cli.documents import first_line
-from myllm.cli.records import (
+from myllm.cli.input_records import (
     BOM,
     Line,
     LineSplitter,
