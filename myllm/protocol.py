@@ -253,8 +253,3 @@ def checked_number(name: str, value: Any, parameter: Parameter) -> float:
 def tagged(event: Message, request_id: int | None) -> Message:
     """The event with its request's id in front, where the request had one."""
     return event if request_id is None else {"id": request_id, **event}
-
-
-def error_event(error: Any) -> Message:
-    """The done event of a request that failed; `error` is a MyllmError."""
-    return {"done": True, "error": error.to_wire()}

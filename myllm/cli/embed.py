@@ -45,7 +45,7 @@ gone, and no text has a vector; 74 I/O; 78 configuration. See `man myllm`.
 
 @click.command("embed", epilog=EPILOG, short_help="Turn text into vectors.")
 @click.argument("files", nargs=-1, type=click.Path())
-@options.model_option(DEFAULT_EMBED_MODEL)
+@options.model_option(DEFAULT_EMBED_MODEL, "MYLLM_EMBED_MODEL")
 @options.input_options("What is read. auto: JSONL if the first line is a JSON object, else one document.")
 @click.option(
     "--window", type=click.INT, metavar="N", help="Tokens a vector, at most.  [default: the model's]"

@@ -16,7 +16,7 @@ from myllm.cli.inputs import MAX_INPUT, Given, UpstreamError, compose, parse_inp
 from myllm.cli.output import CountOutput, JsonlOutput, Output, TextOutput, losses, statistics
 from myllm.cli.progress import Progress
 from myllm.errors import BadDataError, DeadlineError, UnavailableError, UsageError, from_wire
-from myllm.protocol import TOKEN_START, encode, error_event, parse
+from myllm.protocol import TOKEN_START, encode, parse
 from myllm.settings import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -181,7 +181,9 @@ def _answer(client: Client, request: dict[str, Any], output: Output, progress: P
                 progress.preparing(event)
         # the last one is the done event
     except UnavailableError as error:
-        event = error_event(error)
+        from myllm.events import failed
+
+        event = failed(error)
         line = encode(event).rstrip()
     finally:
         progress.close()

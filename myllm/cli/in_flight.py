@@ -21,7 +21,8 @@ from myllm.cli.feeder import Asking, Feeder, Finished, J, NotSent, Refused, Sour
 from myllm.cli.ordering import Ordering
 from myllm.cli.progress import Progress
 from myllm.errors import MyllmError, from_wire
-from myllm.protocol import TOKEN_LINE, error_event, parse
+from myllm.events import failed
+from myllm.protocol import TOKEN_LINE, parse
 
 if TYPE_CHECKING:
     from myllm.client.client import Client
@@ -206,9 +207,9 @@ class InFlight(Generic[J]):
                 self._tally.n_refused += 1
                 self._last(job, {"done": True, "error": error})
             case NotSent(jobs, error):
-                self._end(jobs, error_event(error))
+                self._end(jobs, failed(error))
             case Lost(error):
-                self._end(self._feeder.give_up(error), error_event(error))
+                self._end(self._feeder.give_up(error), failed(error))
             case MyllmError():
                 raise news
 

@@ -117,14 +117,14 @@ def _combined(*decorators: Decorator[Any]) -> Decorator[Any]:
     return decorate
 
 
-def model_option(default: str) -> Decorator[Any]:
-    """`-m/--model`; `default` is named in the help."""
+def model_option(default: str, variable: str = "MYLLM_MODEL") -> Decorator[Any]:
+    """`-m/--model`; `default` and the `variable` that stands for it are named in the help."""
     return click.option(
         "-m",
         "--model",
         metavar="MODEL",
         shell_complete=complete_model,
-        help=f"Model's name, or a path to a GGUF file.  [env var: MYLLM_MODEL; default: {default}]",
+        help=f"Model's name, or a path to a GGUF file.  [env var: {variable}; default: {default}]",
     )
 
 

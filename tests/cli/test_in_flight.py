@@ -13,13 +13,13 @@ import orjson
 import pytest
 
 import myllm.client
+from myllm import events
 from myllm.cli import myllm as root
 from myllm.cli.feeder import Asked, Asking, Job, Refused
 from myllm.cli.in_flight import Answers, Connected, InFlight
 from myllm.cli.ordering import InOrder
 from myllm.cli.progress import Progress
 from myllm.errors import BadDataError, InternalError, IOFailureError, MyllmError, UnavailableError
-from myllm.protocol import error_event
 
 from .conftest import Captured, ScriptedClient
 
@@ -41,7 +41,7 @@ def answered(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def failed(request: dict[str, Any], error: MyllmError) -> list[dict[str, Any]]:
-    return [error_event(error)]
+    return [events.failed(error)]
 
 
 @pytest.fixture(params=COMMANDS)

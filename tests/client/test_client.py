@@ -9,7 +9,8 @@ import pytest
 
 from myllm.client.client import Client
 from myllm.errors import BadDataError, UnavailableError
-from myllm.protocol import encode, error_event, hello
+from myllm.events import failed
+from myllm.protocol import encode, hello
 
 
 def ended_with(*lines: bytes) -> Client:
@@ -22,7 +23,7 @@ def ended_with(*lines: bytes) -> Client:
 
 
 def test_the_error_with_which_the_other_side_ends_is_the_answer_though_nothing_can_be_sent_any_more() -> None:
-    error = error_event(BadDataError("connection: not understood"))
+    error = failed(BadDataError("connection: not understood"))
     with ended_with(encode(hello("test")), encode(error)) as client:
         assert [orjson.loads(line) for line in client.stream({"op": "status"})] == [error]
 
