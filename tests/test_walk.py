@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,8 +40,12 @@ def walk(tmp_path: Path, fake_model: Callable[..., Path]) -> Callable[..., dict[
         environment = os.environ | {"MYLLM_WALK": str(folder), "PYTHONPATH": str(TRACER)}
         command = [sys.executable, "-m", "myllm", *words, str(model)]
         subprocess.run(command, input=b"hi", env=environment, check=True, capture_output=True, timeout=60)
+        deadline = time.monotonic() + 20
+        while "--no-daemon" in words and not list(folder.glob("worker.main.*")):  # it ends soon
+            assert time.monotonic() < deadline, "the worker has not ended"
+            time.sleep(0.02)
         processes: dict[str, set[str]] = {}
-        for file in folder.iterdir():
+        for file in folder.glob("[!.]*"):
             processes.setdefault(file.name.rpartition(".")[0], set()).update(file.read_text().split())
         return processes
 

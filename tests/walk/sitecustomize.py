@@ -31,7 +31,9 @@ def install(folder: str) -> None:
         words = " ".join(sys.orig_argv)
         kind = next((word for word in ("worker.main", "daemon.daemon") if word in words), "command")
         lines = [" ".join(files) for files in list(calls.values())]
-        Path(folder, f"{kind}.{os.getpid()}").write_text("\n".join(lines))
+        whole = Path(folder, f".{os.getpid()}")
+        whole.write_text("\n".join(lines))
+        whole.rename(Path(folder, f"{kind}.{os.getpid()}"))
         end(status)
 
     os._exit = tell
