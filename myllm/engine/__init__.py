@@ -1,8 +1,7 @@
-"""What runs a model in a worker: the Engine interface, and which engine a file needs.
+"""What a worker asks of an engine, and which runner a file needs.
 
-llama.cpp's and the fake pass tests/engine/test_contract.py. What is no process of ours, such as a remote
-server, is no engine but a backend of the Runtime. Must not know sockets, processes or templates. Imports no
-engine until one is opened.
+tests/engine/test_contract.py holds what is promised here, with each runner. Must not know sockets,
+processes or templates. Imports no engine until one is opened.
 """
 
 from __future__ import annotations
@@ -10,20 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from myllm.protocol import Message
 from myllm.requests import Arrival, EmbedRequest, GenRequest, LoadOptions
 from myllm.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from myllm.engine.embedding import TextWindow
-
 Emit = Callable[[list[Message]], None]
-"""Takes the events of one step at once, each with its request's `id`; called from the engine's thread."""
+"""Takes the events of one step at once, each with its arrival's `id`; called from the engine's thread."""
 
 Progress = Callable[[float], None]
 """Takes the part of a load that is done, 0 to 1."""
+
+
+class TextWindow(NamedTuple):
+    """A window of a text: `start` and `end` in characters, `tokens` as the model takes them, not empty."""
+
+    start: int
+    end: int
+    tokens: list[int]
 
 
 class Engine(Protocol):
@@ -49,20 +53,14 @@ class Engine(Protocol):
         dropped_tokens: int = 0,
         in_reasoning: bool = False,
     ) -> None:
-        """Takes in a request with its tokens, `dropped_tokens` fewer than were asked. Thread-safe, returns at
-        once.
+        """Takes in a request with its tokens. Thread-safe, returns at once.
 
         Its events, up to exactly one done event, come through the `Emit` the engine was opened with, each
-        with the arrival's `id`. Deadline and timings count from its `at`. `in_reasoning` says that the prompt
-        ends within a reasoning, so that what follows belongs to it.
+        with the arrival's `id`. Deadline and timings count from the arrival. `in_reasoning` says that the
+        prompt ends within a reasoning, so that what follows belongs to it.
         """
 
-    def embed(
-        self,
-        request: EmbedRequest,
-        texts: list[list[TextWindow]],
-        arrival: Arrival,
-    ) -> None:
+    def embed(self, request: EmbedRequest, texts: list[list[TextWindow]], arrival: Arrival) -> None:
         """Takes in texts as windows of tokens, the model's own tokens included; an empty list of windows is
         a text answered already. Thread-safe, returns at once; its events come as a generation's do.
         """
@@ -102,19 +100,22 @@ def open_engine(
     cannot have, UnavailableError where there is too little memory.
     """
     if is_fake(path):
-        from myllm.engine.fake import open_fake
+        from myllm.engine.engine import BatchingEngine
+        from myllm.engine.fake import FakeRunner
 
-        return open_fake(path, options, emit, progress)
+        return BatchingEngine(FakeRunner.load(path, options, progress), emit)
     from myllm.engine import llama
 
     llama.start()
     gpu_layers = -1 if options.gpu_layers is None else options.gpu_layers
     model = llama.Model(path, gpu_layers=gpu_layers, progress=progress)
-    from myllm.engine.engine import LlamaEngine  # with numpy, imported while the model loads (see worker.py)
+    # With numpy, imported while the model loads (see worker/main.py).
+    from myllm.engine.engine import BatchingEngine
+    from myllm.engine.llama_runner import LlamaRunner
 
-    return LlamaEngine(model, options, emit, recommended=recommended)
+    return BatchingEngine(LlamaRunner(model, options, recommended), emit)
 
 
 def is_fake(path: Path) -> bool:
-    """Whether the file is a script for the fake engine, by its name."""
+    """Whether the file is a script for the fake runner, by its name."""
     return path.name.endswith(".fake.json")

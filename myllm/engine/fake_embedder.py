@@ -1,6 +1,6 @@
 """The fake engine's vectors: exact ones from a text's tokens, at a set pace, with faults on order.
 
-Implements `embed_queue.Embedder`. Must not know requests, sockets or llama.cpp.
+Implements Embedder. Must not know requests, sockets or llama.cpp.
 """
 
 from __future__ import annotations

@@ -1,19 +1,22 @@
 """A generation: one request's way from sampled tokens to events, and its timings.
 
-Owns what the scheduler must not see: sampler, text, clock times. Makes events, sends nothing.
+Owns what the scheduler must not see: text, clock times. Makes events, sends nothing. Must not know what else
+is in flight.
 """
 
 from __future__ import annotations
 
 import math
+import secrets
 from dataclasses import dataclass, field
-from typing import Any
 
+from myllm.engine.runner import Runner
 from myllm.engine.sequence import Sequence
 from myllm.engine.text import ReasoningSplitter, TextStream
+from myllm.errors import BadDataError, ContextOverflowError
 from myllm.events import Timings, Usage, generated, token
-from myllm.protocol import Message, tagged
-from myllm.requests import GenRequest
+from myllm.protocol import MAX_SEED, Message, tagged
+from myllm.requests import Arrival, GenRequest
 
 
 @dataclass(slots=True)
@@ -28,7 +31,7 @@ class Times:
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """A request that is being answered; `sampler` is the engine's own business."""
+    """A request that is being answered."""
 
     request: GenRequest
     sequence: Sequence
@@ -37,7 +40,6 @@ class Generation:
     n_cached: int = 0
     seed: int = 0
     dropped_tokens: int = 0
-    sampler: Any = None
     failures: int = 0
     finish_reason: str | None = None
     text: TextStream = field(default_factory=TextStream)
@@ -46,10 +48,40 @@ class Generation:
     _logprobs: list[Message] = field(default_factory=list)
     _thought: list[str] = field(default_factory=list)
 
-    @property
-    def id(self) -> int:
-        """Its request's number in the worker."""
-        return self.sequence.id
+    @classmethod
+    def begin(
+        cls,
+        request: GenRequest,
+        prompt: list[int],
+        arrival: Arrival,
+        runner: Runner,
+        *,
+        order: int,
+        dropped_tokens: int,
+    ) -> Generation:
+        """Checks once, before it waits, what the request asks for; `order` counts arrivals.
+
+        Raises BadDataError where the model makes no text, ContextOverflowError, UsageError.
+        """
+        if not runner.writes:
+            raise BadDataError("model: it makes embeddings, not text; use `myllm embed`, or give another -m")
+        if len(prompt) >= runner.window:
+            raise ContextOverflowError(
+                f"prompt: {len(prompt):,} tokens do not fit the window of {runner.window:,}; shorten it"
+            )
+        answer = runner.window if request.max_tokens is None else request.max_tokens
+        limit = min(len(prompt) + answer, runner.window)
+        seed = secrets.randbelow(MAX_SEED) if request.seed is None else request.seed
+        runner.begin(arrival.id, request, prompt, seed)
+        return cls(
+            request,
+            Sequence(arrival.id, list(prompt), limit, request.priority, order, arrival.client),
+            Times(arrival.at),
+            n_prompt=len(prompt),
+            seed=seed,
+            dropped_tokens=dropped_tokens,
+            text=TextStream(request.stop),
+        )
 
     @property
     def due(self) -> float:
@@ -104,7 +136,7 @@ class Generation:
         )
 
     def _timings(self, now: float) -> Timings:
-        """Milliseconds that do not overlap; a stage that was not reached is 0."""
+        """Milliseconds that do not overlap, and so add up; a stage that was not reached is 0."""
         t = self.times
         admitted = t.admitted if t.admitted is not None else now
         first = t.first_token if t.first_token is not None else max(admitted, t.arrived)
@@ -120,7 +152,7 @@ class Generation:
         )
 
     def _tag(self, events: list[Message]) -> list[Message]:
-        return [tagged(event, self.id) for event in events]
+        return [tagged(event, self.sequence.id) for event in events]
 
 
 def _ms(seconds: float) -> float:

@@ -8,10 +8,6 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-TILE_ROWS = 64
-"""From this many query rows on, llama.cpp's CPU flash attention goes through a shared pool in 64×64 tiles
-and no longer skips masked cells one by one (ggml-cpu/ops.cpp); measured: 95 against 150 tokens/s."""
-
 
 class RowLimit:
     """How many sequences should run at once: the fewest with (nearly) the best tokens per second.
@@ -21,14 +17,14 @@ class RowLimit:
     Past that point another row costs everybody latency and buys nothing.
     """
 
-    LADDER = (1, 2, 4, 8, 12, 16, 24, 32, 48, TILE_ROWS - 1)
+    LADDER = (1, 2, 4, 8, 12, 16, 24, 32, 48)
     WORTH = 1.04
     """A higher rung must be this much faster, or the machine's noise would move the limit."""
     SAMPLES = 12
     STALE = 2000
     """Steps after which a measured rung is forgotten, as the sequences have grown by then."""
 
-    def __init__(self, most: int, start: int = 16) -> None:
+    def __init__(self, most: int, start: int) -> None:
         self._ladder = [rung for rung in self.LADDER if rung < most] + [most]
         self._start = max(rung for rung in self._ladder if rung <= start)
         self._rates: dict[int, deque[float]] = {}

@@ -4,7 +4,7 @@ Pure: no clock, thread, ctypes or text. `plan()` changes the bookkeeping as if t
 done and returns what llama.cpp must do for it to be true; the engine acts and reports back.
 
 Choices, and why:
-- One pool of cells for all by default (space.py has the other layout). Its price, that a step passes
+- One pool of cells for all by default (kv_layout.py has the other layout). Its price, that a step passes
   over every used cell, is kept low by few idle cells beside running rows and never more rows than pay
   off (pace.py).
 - A request that could share a prefix which another is still prefilling waits for it.
@@ -20,12 +20,12 @@ from __future__ import annotations
 from bisect import insort
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from myllm.engine.device import Device
 from myllm.engine.kv_cache import Copy, KvCache, Remove, Slot, common_prefix
+from myllm.engine.kv_layout import Layout, needed
 from myllm.engine.pace import PrefillBudget, RowLimit
-from myllm.engine.sequence import Sequence, in_turn
-from myllm.engine.space import Space, needed
+from myllm.engine.sequence import Chunk, Sequence, in_turn
 
 MIN_SHARED = 32
 """A shared prefix shorter than this is not worth waiting for: it prefills within a step or two."""
@@ -38,49 +38,37 @@ AGE_TOKENS = 64
 """Short prompts go first; a step of waiting is worth this many tokens, so that long ones get their turn."""
 
 
-class Chunk(NamedTuple):
-    """Tokens `start:end` of a sequence, to be decoded in its slot; with `sample`, its next token is due."""
-
-    sequence: Sequence
-    start: int
-    end: int
-    sample: bool
-
-
 @dataclass(slots=True)
 class Plan:
-    """One step: a new empty cache of layout `space`, or memory `operations`; then the cache grown to
-    `grow_to` cells, or `chunks` decoded.
-    """
+    """One step: memory `operations`, then the cache grown to `grow_to` cells, or `chunks` decoded."""
 
     operations: list[Remove | Copy] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[tuple[Sequence, int]] = field(default_factory=list)
     """Who joined, and how many of its tokens were in the cache already."""
-    space: Space | None = None
     grow_to: int | None = None
 
     @property
     def rows(self) -> int:
         """Sequences that decode a single token: the running ones."""
-        return sum(1 for chunk in self.chunks if chunk.end - chunk.start == 1)
+        return sum(1 for chunk in self.chunks if chunk.size == 1)
 
     @property
     def prompt_tokens(self) -> int:
-        return sum(chunk.end - chunk.start for chunk in self.chunks) - self.rows
+        return sum(chunk.size for chunk in self.chunks) - self.rows
 
 
 class Scheduler:
-    """Sequences wait, run and are done in a cache of layout `space`, with at most `batch` tokens a step."""
+    """Sequences wait, run and are done in a KV cache of this layout, in steps that suit the device."""
 
-    def __init__(self, space: Space, batch: int) -> None:
-        self.space = space
-        self.cache = KvCache(0, space.n_slots)
+    def __init__(self, layout: Layout, device: Device) -> None:
+        self.layout = layout
+        self.cache = KvCache(0, layout.n_slots)
         self.waiting: list[Sequence] = []
         self.active: list[Sequence] = []
         self.paused: list[Sequence] = []
-        self.row_limit = RowLimit(space.max_rows, space.start_rows)
-        self.prefill_budget = PrefillBudget(batch)
+        self.row_limit = RowLimit(layout.max_rows, device.start_rows)
+        self.prefill_budget = PrefillBudget(device.step_tokens)
         self._leaders: dict[Sequence, tuple[Sequence, int]] = {}
 
     # ── told by the engine ──────────────────────────────────────────────────────────────────
@@ -91,7 +79,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """The sequence is done, cancelled or failed; what it has in the cache stays for reuse."""
         self._take_out(sequence)
-        if self.space.isolates and sequence.parked:  # nobody can reuse it
+        if self.layout.isolates and sequence.parked:  # nobody can reuse it
             self.cache.truncate(sequence.parked, 0)
 
     def pause(self, sequence: Sequence) -> None:
@@ -134,9 +122,6 @@ class Scheduler:
     def plan(self) -> Plan:
         """The next step. An empty plan means that there is nothing to do."""
         plan = Plan()
-        if self.waiting and (successor := self.space.successor(self.active, self.waiting, self.paused)):
-            self._move_to(successor)
-            plan.space = successor
         self._drop_idle_cells()
         plan.grow_to = self._admit(plan) or self._make_room_for_rows()
         while self.active and plan.grow_to is None and not plan.chunks:
@@ -148,21 +133,12 @@ class Scheduler:
         plan.operations = self.cache.take_operations()
         return plan
 
-    def _move_to(self, space: Space) -> None:
-        """An empty cache of another layout; who was running starts again."""
-        for sequence in list(self.active):
-            self._preempt(sequence)
-        for sequence in (*self.waiting, *self.paused):
-            sequence.left = None
-        self.space, self.cache = space, KvCache(0, space.n_slots)
-        self.row_limit = RowLimit(space.max_rows, space.start_rows)
-
     def _admit(self, plan: Plan) -> int | None:
         """Moves waiting sequences to the active ones; returns the size to grow to where that is needed."""
         for sequence in in_turn((s for s in self.waiting if not self._is_led(s)), self.active):
             if not self._has_row(sequence):
                 break
-            source, length = self.space.reusable(self.cache, sequence)
+            source, length = self.layout.reusable(self.cache, sequence)
             length = min(length, len(sequence.tokens) - 1)
             if self._follow(sequence, length):
                 continue
@@ -181,7 +157,7 @@ class Scheduler:
     def _is_short(self, sequence: Sequence, source: Slot | None, length: int) -> bool:
         """Whether the sequence, with `length` tokens of `source`, asks for more cells than there are."""
         shared = length if source and source.busy else 0
-        return self.space.is_short(self.cache, self.active, sequence, shared)
+        return self.layout.is_short(self.cache, self.active, sequence, shared)
 
     def _yield_cells(self, sequence: Sequence, source: Slot | None, length: int) -> bool:
         """Whether less urgent ones had the cells that the sequence was short of, and gave them up."""
@@ -209,7 +185,7 @@ class Scheduler:
         """Whether the sequence may run now, if need be in the row of a less urgent one."""
         limit = self.row_limit.limit
         if not sequence.priority:
-            limit = min(limit * INTERACTIVE_ROWS, self.space.max_rows)
+            limit = min(limit * INTERACTIVE_ROWS, self.layout.max_rows)
         return len(self.active) < limit or self._yields_to(sequence)
 
     def _yields_to(self, sequence: Sequence) -> bool:
@@ -230,7 +206,7 @@ class Scheduler:
 
     def _follow(self, sequence: Sequence, cached: int) -> bool:
         """Makes the sequence wait where an active one is prefilling clearly more of its prompt."""
-        if self.space.isolates:
+        if self.layout.isolates:
             return False
         prefilling = [s for s in self.active if s.n_missing > 1]
         shared = [(min(common_prefix(s.tokens, sequence.tokens), len(s.tokens) - 1), s) for s in prefilling]
@@ -242,7 +218,7 @@ class Scheduler:
 
     def _make_room_for_rows(self) -> int | None:
         """Frees a cell for every running sequence; returns the pool size to grow to where that is needed."""
-        while not self.space.rows_fit(self.cache, [s for s in self.active if s.n_missing == 1]):
+        while not self.layout.rows_fit(self.cache, [s for s in self.active if s.n_missing == 1]):
             if target := self._find_cells():
                 return target
         return None
@@ -256,7 +232,7 @@ class Scheduler:
 
     def _prefill(self, rows: int) -> list[Chunk]:
         """Chunks of the sequences that lack more than one token, short ones first, within the budget."""
-        room = self.space.prompt_room(rows)
+        room = self.layout.prompt_room(rows)
         # A pace is kept for people, also those who wait for a row. Where all are a batch, whoever joins
         # sooner makes the steps fuller.
         patient = rows and all(s.priority for s in self.active + self.waiting)
@@ -266,10 +242,10 @@ class Scheduler:
         for sequence in sorted(
             prefilling, key=lambda s: (s.priority, s.n_missing - s.waited * AGE_TOKENS, s.order)
         ):
-            wanted = min(sequence.n_missing, self.space.chunk(budget))
+            wanted = min(sequence.n_missing, self.layout.chunk(budget))
             if budget <= 0 or (chunks and wanted > budget):
                 wanted = 0
-            size = self.space.room(self.cache, sequence, wanted)
+            size = self.layout.room(self.cache, sequence, wanted)
             if not size:
                 sequence.waited += 1
                 continue
@@ -287,7 +263,7 @@ class Scheduler:
 
     def _drop_idle_cells(self) -> None:
         """With many rows running, keeps no more idle tokens than a quarter of what runs."""
-        if len(self.active) < BUSY_ROWS or self.space.isolates:
+        if len(self.active) < BUSY_ROWS or self.layout.isolates:
             return
         idle = sorted(
             (slot for slot in self.cache.slots if not slot.busy and slot.tokens), key=lambda s: s.used_at
@@ -324,7 +300,7 @@ class Scheduler:
         """The size that those who should run now ask for, a quarter more at least; None where that is had."""
         others = [s for s in self.active + self.waiting if s not in newcomer]
         wanted = [s.n_cached + needed(s) for s in [*newcomer, *others][: self.row_limit.limit]]
-        target = self.space.target(wanted)
+        target = self.layout.target(wanted)
         if target <= self.cache.n_cells:
             return None
-        return min(max(target, self.cache.n_cells * 5 // 4), self.space.max_cells)
+        return min(max(target, self.cache.n_cells * 5 // 4), self.layout.max_cells)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from myllm.engine.kv_cache import Slot
 
@@ -17,7 +18,7 @@ class Sequence:
     """`tokens` (prompt, then what was generated) go into the cache in order; when the last is in, the next
     one can be sampled. A sequence that lost its cells therefore just starts again from its tokens.
 
-    `id` and `client` are its request's, `order` counts arrivals. `priority` 0 is interactive, higher is
+    `id` and `client` are its arrival's, `order` counts arrivals. `priority` 0 is interactive, higher is
     more patient. `limit` is the most tokens it may come to (prompt + max_tokens, within the window).
     """
 
@@ -52,6 +53,19 @@ class Sequence:
     def urgency(self) -> tuple[int, int]:
         """Sort key: interactive before batch, then by arrival."""
         return self.priority, self.order
+
+
+class Chunk(NamedTuple):
+    """Tokens `start:end` of a sequence, to be decoded in its slot; with `sample`, its next token is due."""
+
+    sequence: Sequence
+    start: int
+    end: int
+    sample: bool
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
 
 
 def in_turn(waiting: Iterable[Sequence], running: Iterable[Sequence]) -> list[Sequence]:

@@ -1,13 +1,14 @@
 """Long texts cut into pieces that a tokenizer takes one after the other without harm.
 
-Two things in llama.cpp's tokenizers grow badly with one long text (measured, 0.3.36):
+Owns where a cut changes no token, or next to none. Must not know templates, windows or llama.cpp, of whose
+tokenizers two things grow badly with one long text (measured, 0.3.36):
 - Control tokens: each one found walks the list of fragments before it (`tokenizer_st_partition`),
   16,000 in one text take 1.1 s, 60,000 take 20 s. A text can be cut before a control token without
   changing a token, for the fragments around it are tokenised apart anyway.
 - Long runs: vocabularies that fall back on std::regex (deepseek, tekken, gpt-4o, falcon, bloom, …)
   use about 330 bytes of stack a character in a run of one kind, and end the process at about
   26,000 characters on 8 MiB. Such a run is no prose: one cut in 100,000 characters changes a token
-  or two. So the thread that tokenises needs 64 MiB of stack.
+  or two. A piece may still take 33 MB, so that whoever tokenises has a deep stack (`worker/intake.py`).
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@ Owns which texts have an error of their own. Must not know sockets or how an eng
 
 from __future__ import annotations
 
-from myllm.engine import Engine
-from myllm.engine.embedding import TextWindow
+from myllm.engine import Engine, TextWindow
 from myllm.errors import BadDataError, ContextOverflowError, MyllmError, UsageError
 from myllm.events import no_vector
 from myllm.prompts.windows import Window, cut

@@ -108,13 +108,15 @@ class Intake:
         self._send([events.done(window=self._engine.window)])
 
     def _progress(self) -> Callable[[float], None]:
-        due = time.monotonic() + PROGRESS_EVERY
+        due: float | None = None
 
         def progress(part: float) -> None:
             nonlocal due
-            if (now := time.monotonic()) >= due:
-                due = now + PROGRESS_EVERY
+            now = time.monotonic()
+            if due is not None and now >= due:
                 self._send([events.loading(part)])
+            if due is None or now >= due:  # counted from the first, as what comes before is imports
+                due = now + PROGRESS_EVERY
 
         return progress
 

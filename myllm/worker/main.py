@@ -46,7 +46,7 @@ def main(fd: int) -> None:
 def import_engine() -> None:
     """Has the slow imports done by the time a path to load arrives; numpy's, while that is loaded."""
     with suppress(Exception):  # opening the engine raises it again, where it can be reported
-        for module in ("myllm.engine.llama", "myllm.engine.engine"):
+        for module in ("myllm.engine.llama", "myllm.engine.engine", "myllm.engine.llama_runner"):
             import_module(module)
 
 

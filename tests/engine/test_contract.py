@@ -14,16 +14,15 @@ import numpy as np
 import orjson
 import pytest
 
-from myllm.engine import Engine, open_engine
-from myllm.engine.embedding import TextWindow
+from myllm.engine import Engine, TextWindow, open_engine
 from myllm.requests import Arrival, EmbedRequest, GenRequest, LoadOptions
 
 Event = dict[str, Any]
 PROMPT = "One, two, three, four, five, six, seven,"
 
 
-def now(request_id: int, **how: Any) -> Arrival:
-    return Arrival(request_id, time.monotonic(), **how)
+def now(request_id: int) -> Arrival:
+    return Arrival(request_id, time.monotonic())
 
 
 class Opened:
@@ -36,9 +35,8 @@ class Opened:
         self.engine: Engine = open_engine(path, options, self.emitted.put, self.progress.append)
 
     def submit(self, request_id: int, prompt: str = PROMPT, **parameters: Any) -> None:
-        request = GenRequest(prompt=prompt, **parameters)
         tokens = self.engine.tokenizer.encode(prompt, special=True)
-        self.engine.submit(request, tokens, now(request_id))
+        self.engine.submit(GenRequest(prompt=prompt, **parameters), tokens, now(request_id))
 
     def collect(self, count: int) -> dict[int, list[Event]]:
         """Events by id until `count` requests have ended."""
@@ -100,7 +98,7 @@ def test_tokens_come_as_events_and_join_to_the_full_text(opened: Opened) -> None
 
 
 def test_token_lines_begin_with_id_and_token(opened: Opened) -> None:
-    """The Runtime passes token lines on unparsed and relies on their beginning (protocol.py)."""
+    """The Runtime passes token lines on unparsed and relies on their beginning (runtime/lines.py)."""
     opened.submit(1, max_tokens=2, ignore_eos=True)
     *tokens, done = opened.collect(1)[1]
     assert {tuple(event)[:2] for event in tokens} == {("id", "token")}
@@ -195,8 +193,10 @@ def test_a_paused_request_costs_no_time_and_can_be_cancelled(opened: Opened) -> 
 def submit_paused(opened: Opened, **fields: Any) -> None:
     """Request 1 generates, request 2 embeds."""
     tokens = opened.engine.tokenizer.encode(PROMPT, special=True)
-    opened.engine.submit(GenRequest(prompt=PROMPT, max_tokens=2, **fields), tokens, now(1, paused=True))
-    opened.engine.embed(EmbedRequest(texts=["a"], **fields), pieces(opened, "a"), now(2, paused=True))
+    request = GenRequest(prompt=PROMPT, max_tokens=2, **fields)
+    opened.engine.submit(request, tokens, now(1)._replace(paused=True))
+    texts = EmbedRequest(texts=["a"], **fields)
+    opened.engine.embed(texts, windows_of(opened, "a"), now(2)._replace(paused=True))
 
 
 def test_requests_may_begin_paused(opened: Opened) -> None:
@@ -300,13 +300,13 @@ def test_closing_ends_the_thread_in_mid_stream(fake_path: Path) -> None:
     assert threading.active_count() == before
 
 
-def pieces(opened: Opened, *texts: str) -> list[list[TextWindow]]:
+def windows_of(opened: Opened, *texts: str) -> list[list[TextWindow]]:
     encode = opened.engine.tokenizer.encode
     return [[TextWindow(0, len(text), encode(text, special=False))] for text in texts]
 
 
 def embed(opened: Opened, request_id: int, *texts: str) -> None:
-    opened.engine.embed(EmbedRequest(texts=list(texts)), pieces(opened, *texts), now(request_id))
+    opened.engine.embed(EmbedRequest(texts=list(texts)), windows_of(opened, *texts), now(request_id))
 
 
 def answered(opened: Opened, request_id: int) -> list[Event]:
@@ -328,7 +328,7 @@ def test_texts_become_vectors_of_norm_one_and_equal_ones_the_same(opened: Opened
     assert float(vectors[0] @ vectors[2]) == pytest.approx(1, abs=1e-5)
     assert float(vectors[0] @ vectors[1]) < 0.999
     assert done["dimensions"] == len(vectors[0])
-    assert done["usage"]["prompt_tokens"] == sum(len(p.tokens) for (p,) in pieces(opened, *texts))
+    assert done["usage"]["prompt_tokens"] == sum(len(p.tokens) for (p,) in windows_of(opened, *texts))
 
 
 def test_a_generation_streams_on_while_many_texts_are_embedded(opened: Opened) -> None:
@@ -356,7 +356,7 @@ def test_an_embedding_can_be_cancelled_and_says_no_more(opened: Opened) -> None:
 
 def test_an_embedding_has_a_deadline_from_the_arrival_it_is_told(opened: Opened) -> None:
     late = EmbedRequest(texts=["late"], deadline_ms=1000)
-    opened.engine.embed(late, pieces(opened, "late"), Arrival(60, time.monotonic() - 2))
+    opened.engine.embed(late, windows_of(opened, "late"), Arrival(60, time.monotonic() - 2))
     (done,) = answered(opened, 60)
     assert done["finish_reason"] == "deadline"
 
@@ -383,7 +383,7 @@ def test_windows_of_one_text_come_in_order_and_pooled_as_one(opened: Opened) -> 
 
 
 def test_a_window_the_model_cannot_take_fails_its_request_alone(opened: Opened) -> None:
-    too_long = [[TextWindow(0, 1, [5] * (opened.engine.embed_window + 1))], *pieces(opened, "short")]
+    too_long = [[TextWindow(0, 1, [5] * (opened.engine.embed_window + 1))], *windows_of(opened, "short")]
     opened.engine.embed(EmbedRequest(texts=["x", "short"]), too_long, now(80))
     (done,) = answered(opened, 80)
     assert done["error"]["code"] == "context_overflow"

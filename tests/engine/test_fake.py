@@ -21,10 +21,6 @@ from myllm.requests import Arrival, GenRequest, LoadOptions
 Event = dict[str, Any]
 
 
-def now(request_id: int, **how: Any) -> Arrival:
-    return Arrival(request_id, time.monotonic(), **how)
-
-
 class Rig:
     """An open engine and the steps it emitted."""
 
@@ -36,9 +32,9 @@ class Rig:
         )
 
     def submit(self, request_id: int, prompt: str, **parameters: Any) -> None:
-        request = GenRequest(prompt=prompt, **parameters)
         tokens = self.engine.tokenizer.encode(prompt, special=True)
-        self.engine.submit(request, tokens, now(request_id))
+        arrival = Arrival(request_id, time.monotonic())
+        self.engine.submit(GenRequest(prompt=prompt, **parameters), tokens, arrival)
 
     def collect(self, count: int) -> dict[int, list[Event]]:
         """Events by id until `count` requests have ended."""

@@ -50,8 +50,8 @@ class Harness:
         return self.engine.tokenizer.encode(text, special=True)
 
     def submit(self, request_id: int, question: str, **fields: Any) -> None:
-        arrival = Arrival(request_id, time.monotonic())
-        self.engine.submit(GenRequest(prompt=question, **fields), self.prompt(question), arrival)
+        request = GenRequest(prompt=question, **fields)
+        self.engine.submit(request, self.prompt(question), Arrival(request_id, time.monotonic()))
 
     def gather(self, n_requests: int) -> dict[int, list[dict[str, Any]]]:
         """Events by request until `n_requests` are done."""
@@ -182,38 +182,6 @@ def test_the_cache_grows_under_a_running_request_without_changing_its_answer(har
     assert answer[:60] == expected[:60]
 
 
-def test_a_crowd_of_short_requests_is_answered_in_streams(harness: Harness) -> None:
-    for request_id in range(40):
-        question = QUESTIONS[request_id % len(QUESTIONS)]
-        harness.submit(request_id, question, max_tokens=4, priority=1, stream=False)
-    done = harness.gather(40)
-    assert all(len(events) == 1 and events[0]["done"] for events in done.values())
-    assert harness.engine.status()["layout"] == "Crowd"
-
-
-def test_somebody_at_a_terminal_does_not_wait_for_a_crowd_and_it_loses_nothing(harness: Harness) -> None:
-    for request_id in range(32):
-        question = QUESTIONS[request_id % len(QUESTIONS)]
-        harness.submit(request_id, question, max_tokens=24, ignore_eos=True, priority=1)
-    first = harness.events.get(timeout=120)
-    assert harness.engine.status()["layout"] == "Crowd"
-    harness.submit(99, "Say hi.", max_tokens=300, ignore_eos=True)  # more than a crowd's slot holds
-    order: list[int] = []
-    seen: dict[int, list[dict[str, Any]]] = {}
-    for event in first:
-        seen.setdefault(event["id"], []).append(event)
-    while len(order) < 33:
-        for event in harness.events.get(timeout=120):
-            seen.setdefault(event["id"], []).append(event)
-            order += [event["id"]] if event["done"] else []
-        if len(seen.get(99, [])) >= 3:
-            harness.engine.cancel(99)
-    assert order[0] == 99
-    for *tokens, done in seen.values():
-        assert "".join(event["token"] for event in tokens) == done["full_text"]
-        assert done["usage"]["completion_tokens"] == 24 or done["id"] == 99
-
-
 def test_a_stop_string_ends_the_answer_before_itself(harness: Harness) -> None:
     whole = harness.run(QUESTIONS[1], max_tokens=24, sampling=GREEDY)[-1]["full_text"]
     stop = whole[10:14]
@@ -314,6 +282,6 @@ def test_a_bug_before_a_request_is_in_flight_is_told_and_the_engine_lives(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr("myllm.engine.new_generation.make_sampler", lambda *_: 1 / 0)
+        broken.setattr("myllm.engine.llama_runner.make_sampler", lambda *_: 1 / 0)
         assert harness.run(QUESTIONS[0], max_tokens=2)[-1]["error"]["code"] == "internal"
     assert harness.run(QUESTIONS[0], max_tokens=2)[-1]["finish_reason"] == "length"

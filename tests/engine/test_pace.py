@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from myllm.engine.pace import TILE_ROWS, PrefillBudget, RowLimit
+from myllm.engine.device import TILE_ROWS
+from myllm.engine.pace import PrefillBudget, RowLimit
 
 
 def settle(seconds: Callable[[int], float], most: int = TILE_ROWS - 1, steps: int = 600) -> int:
     """The limit where a step of n rows takes `seconds(n)` and as many as allowed always ran."""
-    rows = RowLimit(most)
+    rows = RowLimit(most, 16)
     for _ in range(steps):
         rows.observe(rows.limit, seconds(rows.limit))
     return rows.limit
@@ -28,14 +29,14 @@ def test_rows_never_pass_what_was_asked_for() -> None:
 
 
 def test_a_low_rung_measured_in_passing_is_taken_when_it_is_as_good() -> None:
-    rows = RowLimit(63)
+    rows = RowLimit(63, 16)
     for n in [*range(16, 0, -1)] * 40:
         rows.observe(n, max(n, 8) / 8)
     assert rows.limit in (8, 12)
 
 
 def test_one_slow_step_does_not_move_the_limit() -> None:
-    rows = RowLimit(63)
+    rows = RowLimit(63, 16)
     for step in range(400):
         rows.observe(rows.limit, (30 if step % 7 == 3 else 1) * max(rows.limit, 16) / 16)
     assert rows.limit == 16

@@ -1,6 +1,6 @@
 """llama.cpp's side of embeddings: contexts of their own, batches of whole windows in, vectors out.
 
-Knows nothing of requests or texts. One thread owns an Embedder, and each of its lanes has its own. What
+Knows nothing of requests or texts. One thread owns a LlamaEmbedder, and each of its lanes has its own. What
 would abort inside llama.cpp is refused here first, with ValueError: a bug of the caller.
 """
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from myllm.engine import llama
 from myllm.engine.context import Batch
+from myllm.engine.kv_layout import round_up
 from myllm.engine.llama import Model, lib
-from myllm.engine.space import round_up
 from myllm.errors import BadDataError, InternalError, MyllmError, UnavailableError
 
 Job = tuple[int, Sequence[Sequence[int]], int]
@@ -37,8 +37,8 @@ LONGEST_WINDOW: Final = 2048
 for these in a vocabulary of 49,152."""
 
 
-class Embedder:
-    """Makes vectors of windows of at most `window` tokens each. Implements `embed_queue.Embedder`.
+class LlamaEmbedder:
+    """Makes vectors of windows of at most `window` tokens each. Implements Embedder.
 
     An encoder's batches are computed side by side, a lane for each, instead of all threads on one: 1.22
     times the texts a second on two cores (MiniLM-L6), as nothing waits for the other thread after each of

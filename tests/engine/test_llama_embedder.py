@@ -17,9 +17,10 @@ import pytest
 from myllm.cli.documents import Input
 from myllm.cli.documents import all_texts as documents
 from myllm.engine import llama
-from myllm.engine.embedder import N_TOKENS, Embedder
-from myllm.engine.embedding import normalised
-from myllm.engine.engine import LlamaEngine
+from myllm.engine.engine import BatchingEngine
+from myllm.engine.llama_embedder import N_TOKENS, LlamaEmbedder
+from myllm.engine.llama_runner import LlamaRunner
+from myllm.engine.text_vectors import normalised
 from myllm.errors import BadDataError, MyllmError
 from myllm.prompts.windows import cut
 from myllm.requests import Arrival, EmbedRequest, GenRequest, LoadOptions
@@ -52,13 +53,13 @@ def smollm2(smollm2_path: Path) -> Iterator[llama.Model]:
 
 
 def vectors(model: llama.Model, windows: list[list[int]], *, longest: int = 64) -> Vectors:
-    embedder = Embedder(model, longest, 2)
+    embedder = LlamaEmbedder(model, longest, 2)
     (made,) = computed(embedder, [windows])
     embedder.close()
     return np.stack([normalised(vector) for vector in made])
 
 
-def computed(embedder: Embedder, batches: list[list[list[int]]]) -> list[Vectors]:
+def computed(embedder: LlamaEmbedder, batches: list[list[list[int]]]) -> list[Vectors]:
     """The vectors of each batch, all begun at once."""
     embedder.start(dict(enumerate(batches)))
     results = dict(embedder.result() for _ in batches)
@@ -80,7 +81,7 @@ def test_a_packed_batch_gives_what_each_window_gives_alone(name: str, request: p
 
 def test_batches_side_by_side_give_what_each_gives_alone(minilm: llama.Model) -> None:
     batches = [[[1000 + i] * (3 + i) for i in range(k, k + 5)] for k in (0, 5, 10)]
-    embedder = Embedder(minilm, 64, 3)
+    embedder = LlamaEmbedder(minilm, 64, 3)
     side_by_side = computed(embedder, batches)
     alone = [computed(embedder, [batch])[0] for batch in batches]
     embedder.close()
@@ -91,7 +92,7 @@ def test_batches_side_by_side_give_what_each_gives_alone(minilm: llama.Model) ->
 
 
 def test_a_generation_models_logits_are_kept_for_one_batch_only(smollm2: llama.Model) -> None:
-    embedder = Embedder(smollm2, 64, 4)
+    embedder = LlamaEmbedder(smollm2, 64, 4)
     assert embedder.n_ahead == 1
     embedder.close()
 
@@ -109,7 +110,7 @@ def test_a_window_of_any_length_is_embedded(smollm2: llama.Model, n_tokens: int)
 def test_a_model_that_ranks_is_refused(minilm: llama.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minilm, "pooling", 4)
     with pytest.raises(BadDataError, match="ranks texts"):
-        Embedder(minilm, 64, 2)
+        LlamaEmbedder(minilm, 64, 2)
 
 
 def test_a_model_with_an_encoder_apart_is_refused(
@@ -117,13 +118,13 @@ def test_a_model_with_an_encoder_apart_is_refused(
 ) -> None:
     monkeypatch.setattr(minilm, "has_encoder", True)
     with pytest.raises(BadDataError, match="encoder apart"):
-        LlamaEngine(minilm, LoadOptions(), lambda events: None)
+        LlamaRunner(minilm, LoadOptions(), {})
 
 
 def test_an_encoder_refuses_to_write_and_names_embed(minilm_path: Path) -> None:
     emitted: queue.SimpleQueue[list[dict[str, Any]]] = queue.SimpleQueue()
-    engine = LlamaEngine(opened(minilm_path), LoadOptions(), emitted.put)
-    engine.submit(GenRequest(prompt="hi"), [101, 102], Arrival(1, 0.0))
+    engine = BatchingEngine(LlamaRunner(opened(minilm_path), LoadOptions(), {}), emitted.put)
+    engine.submit(GenRequest(prompt="hi"), [101, 102], Arrival(1, time.monotonic()))
     (done,) = emitted.get(timeout=10)
     assert done["error"]["code"] == "bad_data"
     assert "myllm embed" in done["error"]["message"]

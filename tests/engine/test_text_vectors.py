@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from myllm.engine.embedding import Embedding, Packer, TextWindow, normalised
+from myllm.engine import TextWindow
+from myllm.engine.text_vectors import TextVectors, normalised
+from myllm.engine.window_packer import WindowPacker
 from myllm.protocol import Message
 from myllm.requests import Arrival, EmbedRequest
 
 
-def embedding(*lengths: int, request_id: int = 1, client: int = 0, **fields: Any) -> Embedding:
+def embedding(*lengths: int, request_id: int = 1, client: int = 0, **fields: Any) -> TextVectors:
     """One text whose windows have these many tokens."""
-    pieces = [TextWindow(index * 10, index * 10 + 10, [7] * n) for index, n in enumerate(lengths)]
-    return Embedding(EmbedRequest(texts=["x"], **fields), [pieces], Arrival(request_id, 0.0, client))
+    windows = [TextWindow(index * 10, index * 10 + 10, [7] * n) for index, n in enumerate(lengths)]
+    return TextVectors(EmbedRequest(texts=["x"], **fields), [windows], Arrival(request_id, 0.0, client))
 
 
 def vector(event: Message) -> list[float]:
@@ -28,7 +30,7 @@ def vector(event: Message) -> list[float]:
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=200), st.integers(1, 16))
 def test_batches_hold_every_window_once_within_their_limits(lengths: list[int], n_sequences: int) -> None:
-    packer = Packer(512, n_sequences)
+    packer = WindowPacker(512, n_sequences)
     packer.add(embedding(*lengths).windows())
     seen = []
     while packer:
@@ -40,47 +42,47 @@ def test_batches_hold_every_window_once_within_their_limits(lengths: list[int], 
 
 
 def test_the_oldest_window_always_goes_and_short_ones_fill_the_batch_up() -> None:
-    packer = Packer(512, 16)
+    packer = WindowPacker(512, 16)
     packer.add(embedding(300, 300, 100, 200, 12).windows())
     assert [window.chunk for window in packer.next_batch()] == [0, 2, 4]
     assert [window.chunk for window in packer.next_batch()] == [1, 3]
 
 
 def test_beside_running_sequences_a_batch_is_smaller() -> None:
-    packer = Packer(512, 16)
+    packer = WindowPacker(512, 16)
     packer.add(embedding(*[30] * 16).windows())
     assert len(packer.next_batch(128)) == 4
 
 
 def test_an_interactive_request_s_windows_go_before_a_batch_s() -> None:
-    packer = Packer(512, 16)
+    packer = WindowPacker(512, 16)
     batch, urgent = embedding(500, 500, priority=1), embedding(500, request_id=2)
     packer.add(batch.windows())
     packer.add(urgent.windows())
-    order = [packer.next_batch()[0].embedding for _ in range(3)]
+    order = [packer.next_batch()[0].owner for _ in range(3)]
     assert order == [urgent, batch, batch]
 
 
 def test_one_client_s_text_does_not_wait_behind_another_s_thousand() -> None:
-    packer = Packer(512, 16)
+    packer = WindowPacker(512, 16)
     packer.add(embedding(*[250] * 1000, client=1).windows())
     for _ in range(3):
         packer.next_batch()
     late = embedding(250, 250, request_id=2, client=2)
     packer.add(late.windows())
-    owners = [window.embedding for _ in range(2) for window in packer.next_batch()]
+    owners = [window.owner for _ in range(2) for window in packer.next_batch()]
     assert owners.count(late) == 2
 
 
-def tokens_by_client(packer: Packer, n_batches: int) -> Counter[int]:
+def tokens_by_client(packer: WindowPacker, n_batches: int) -> Counter[int]:
     tokens: Counter[int] = Counter()
     for window in (window for _ in range(n_batches) for window in packer.next_batch()):
-        tokens[window.embedding.arrival.client] += len(window.tokens)
+        tokens[window.owner.arrival.client] += len(window.tokens)
     return tokens
 
 
 def test_clients_share_by_tokens_and_none_saves_up_while_it_is_away_or_pays_for_what_it_cancelled() -> None:
-    packer = Packer(100, 16)
+    packer = WindowPacker(100, 16)
     many, large = embedding(*[10] * 200, client=1), embedding(*[50] * 20, request_id=2, client=2)
     packer.add([*many.windows(), *large.windows()])
     assert tokens_by_client(packer, 6) == {1: 300, 2: 300}
@@ -92,10 +94,10 @@ def test_clients_share_by_tokens_and_none_saves_up_while_it_is_away_or_pays_for_
 
 
 def test_what_a_request_still_wanted_goes_with_it() -> None:
-    packer, ended, other = Packer(512, 16), embedding(5, 5), embedding(5, request_id=2)
+    packer, ended, other = WindowPacker(512, 16), embedding(5, 5), embedding(5, request_id=2)
     packer.add([*ended.windows(), *other.windows()])
     packer.drop(ended)
-    assert [window.embedding for window in packer.next_batch()] == [other]
+    assert [window.owner for window in packer.next_batch()] == [other]
 
 
 def test_a_text_s_windows_come_in_order_whatever_was_computed_first() -> None:
@@ -120,11 +122,11 @@ def test_pooled_windows_are_one_vector_weighted_by_their_tokens() -> None:
 
 
 def test_vectors_that_are_to_stay_raw_do_and_pooled_ones_are_their_mean() -> None:
-    pieces = [TextWindow(0, 10, [7] * 3), TextWindow(10, 20, [7])]
-    text = Embedding(EmbedRequest(texts=["x"]), [pieces], Arrival(1, 0.0), normalizes=False)
+    windows = [TextWindow(0, 10, [7] * 3), TextWindow(10, 20, [7])]
+    text = TextVectors(EmbedRequest(texts=["x"]), [windows], Arrival(1, 0.0), normalizes=False)
     (event,) = text.take(0, 0, np.array([3, 4], np.float32))
     assert vector(event) == [3, 4]
-    pooled = Embedding(EmbedRequest(texts=["x"], pool="mean"), [pieces], Arrival(1, 0.0), normalizes=False)
+    pooled = TextVectors(EmbedRequest(texts=["x"], pool="mean"), [windows], Arrival(1, 0.0), normalizes=False)
     assert pooled.take(0, 0, np.array([2, 0], np.float32)) == []
     (event,) = pooled.take(0, 1, np.array([0, 4], np.float32))
     assert vector(event) == [1.5, 1]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from myllm.engine.embed_queue import EmbedQueue
-from myllm.engine.embedding import TextWindow
+from myllm.engine import TextWindow
+from myllm.engine.embeds_in_flight import EmbedsInFlight
 from myllm.errors import InternalError, MyllmError, UnavailableError
 from myllm.protocol import Message
 from myllm.requests import Arrival, EmbedRequest
@@ -55,18 +56,18 @@ class Scripted:
         self.closed = True
 
 
-class Queue(EmbedQueue):
+class Queue(EmbedsInFlight):
     """A queue, and the embedders that it opened."""
 
     def __init__(self) -> None:
         self.opened: list[Scripted] = []
-        super().__init__(self._scripted, 512, time.monotonic, normalizes=False)
+        runner: Any = SimpleNamespace(open_embedder=self._scripted, embed_window=512, normalizes=False)
+        super().__init__(runner, time.monotonic)
 
     def ask(self, request_id: int, *firsts: int, n_tokens: int = 8) -> list[Message]:
         """A request of texts of one window each, told by its first token."""
         texts = [[TextWindow(0, 1, [first] * n_tokens)] for first in firsts]
-        request = EmbedRequest(texts=["x"] * len(firsts))
-        return self.start(request, texts, Arrival(request_id, 0.0))
+        return self.start(EmbedRequest(texts=["x"] * len(firsts)), texts, Arrival(request_id, 0.0))
 
     def run(self) -> list[Message]:
         """All events up to the last batch's end."""
