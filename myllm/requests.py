@@ -2,8 +2,8 @@
 
 A leaf. Owns what each operation may hold and what is wrong with it; every key is known or refused. Must not
 know who asks or answers. Apart from `protocol.py`, as a warm command only passes requests on, and making
-these classes takes it 3 ms. A table of its own and no validation library: on top of orjson and dataclasses
-msgspec costs every cold command 20 ms and pydantic 90 ms, and neither names the range that was left.
+these classes takes it 3 ms. A table of its own and no validation library: importing one is a cost to every
+cold command (about 0.03 s for msgspec and 0.1 s for pydantic, three runs), and the messages would change.
 """
 
 from __future__ import annotations
