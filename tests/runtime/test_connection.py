@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from myllm.protocol import MAX_LINE, encode, hello
+from myllm.requests import Request, Wanted
 from myllm.runtime.connection import serve_connection
 from myllm.runtime.fleet import Fleet
 from myllm.runtime.keeper import Keeper
@@ -108,6 +109,20 @@ def test_what_makes_the_stream_unusable_gets_one_error_and_the_end(
 def test_an_unknown_operation_is_refused_and_the_connection_lives(server: Server, op: object) -> None:
     refused, status = talk(server, HELLO, encode({"op": op, "id": 1}), encode({"op": "status", "id": 2}))
     assert (refused["id"], refused["error"]["code"]) == (1, "usage")
+    assert (status["id"], status["done"]) == (2, True)
+
+
+def test_a_bug_while_a_request_is_parsed_fails_that_request_alone(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(message: Event) -> Request:
+        if message["op"] == "gen":
+            raise ZeroDivisionError("a bug")
+        return Request(message["op"], Wanted())
+
+    monkeypatch.setattr("myllm.runtime.runtime.Request.parse", parse)
+    failed, status = talk(server, HELLO, encode({"op": "gen", "id": 1}), encode({"op": "status", "id": 2}))
+    assert (failed["id"], failed["error"]["code"]) == (1, "internal")
     assert (status["id"], status["done"]) == (2, True)
 
 
