@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -191,3 +193,36 @@ def test_no_input_breaks_more_than_its_own_connection(
     talk(server, *([HELLO] if greets else []), *noise)
     (status,) = talk(server, HELLO, encode({"op": "status"}))
     assert status["done"] is True
+
+
+def test_a_client_that_goes_frees_what_it_asked_at_once(fake_model: FakeModel) -> None:
+    async def run() -> None:
+        runtime = Runtime(load(), Keeper(Fleet(), keep_alive=None))
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=theirs)
+        serving = asyncio.create_task(serve_connection(runtime, reader, writer))
+        request = {
+            "op": "gen",
+            "id": 1,
+            "model": str(fake_model(ms_per_token=50, tokens=["a"] * 99)),
+            "prompt": "x",
+        }
+        ours.sendall(HELLO + encode(request))
+        asked: list[weakref.ref[Any]] = []
+        while not asked:
+            asked = [weakref.ref(call) for call in runtime._calls if call._carrier]
+            await asyncio.sleep(0.01)
+        gc.collect()
+        gc.disable()
+        try:
+            ours.close()
+            await serving
+            del reader, writer, serving
+            async with asyncio.timeout(20):  # the worker's last event of it is still under way
+                while asked[0]() is not None:
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
+            await runtime.close()
+
+    asyncio.run(run())
