@@ -1,4 +1,4 @@
-"""What this machine can give: physical cores and available memory, as this process may use them.
+"""What this machine can give: physical cores, available memory, BF16; as this process may use them.
 
 A leaf. Knows CPU affinity and control groups, so that a container gets its share and not the
 host's. Linux reads /proc and /sys; macOS asks `sysctl`. Must not know models or engines.

@@ -3,6 +3,9 @@
 A leaf. Owns the shape of a line, what is left out of it, and the file with its rotation. Must not
 know what happens in a daemon. A log that cannot be written is said once on stderr and never fails
 the work that it tells of. One process writes a file; any of its threads may.
+
+The rotation is ours: of a line that a full disk cut, logging's RotatingFileHandler leaves the half, which
+spoils the next, and for a line longer than a file it sets aside an empty one.
 """
 
 from __future__ import annotations

@@ -25,13 +25,8 @@ FOLDER: Final = "myllm"
 PRIVATE: Final = 0o700
 
 
-def config_file(environ: Mapping[str, str] = os.environ) -> Path:
-    """`$XDG_CONFIG_HOME/myllm/config.toml`. Raises ConfigError where there is no home."""
-    return _path(config_path(environ))
-
-
 def config_path(environ: Mapping[str, str] = os.environ) -> str:
-    """`config_file` as text. Raises ConfigError where there is no home."""
+    """`$XDG_CONFIG_HOME/myllm/config.toml`, as text. Raises ConfigError where there is no home."""
     return os.path.join(_base("XDG_CONFIG_HOME", ".config", environ), FOLDER, "config.toml")
 
 
@@ -50,13 +45,11 @@ def state_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return _path(_state(environ))
 
 
-def runtime_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """`$XDG_RUNTIME_DIR/myllm`, for sockets; where there is none (macOS, cron), `run` in the state folder."""
-    return _path(runtime_folder(environ))
-
-
 def runtime_folder(environ: Mapping[str, str] = os.environ) -> str:
-    """`runtime_dir` as text. Raises ConfigError where there is neither such a folder nor a home."""
+    """`$XDG_RUNTIME_DIR/myllm` as text, for sockets; without (macOS, cron) `run` in the state folder.
+
+    Raises ConfigError where there is neither such a folder nor a home.
+    """
     given = environ.get("XDG_RUNTIME_DIR", "")
     return os.path.join(given, FOLDER) if os.path.isabs(given) else os.path.join(_state(environ), "run")
 

@@ -1,8 +1,8 @@
 """What the user has configured: `MYLLM_*` variables over `config.toml` over defaults.
 
 A leaf, and on every command's way: no dataclasses, no pathlib. Owns the table of settings (`TABLE`), from
-which the man page and README are made, and the notations for durations and sizes. Flags win over all of
-this and are the CLI's affair. Must not know what a setting does.
+which the man page is made and by which README is checked, and the notations for durations and sizes. Flags
+win over all of this and are the CLI's affair. Must not know what a setting does.
 """
 
 from __future__ import annotations

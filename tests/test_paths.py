@@ -14,7 +14,7 @@ from myllm import paths
 from myllm.errors import CannotCreateError, ConfigError
 
 FOLDERS: list[tuple[Callable[[Mapping[str, str]], Path], str, str]] = [
-    (paths.config_file, "XDG_CONFIG_HOME", ".config/myllm/config.toml"),
+    (lambda environ: Path(paths.config_path(environ)), "XDG_CONFIG_HOME", ".config/myllm/config.toml"),
     (paths.data_dir, "XDG_DATA_HOME", ".local/share/myllm"),
     (paths.cache_dir, "XDG_CACHE_HOME", ".cache/myllm"),
     (paths.state_dir, "XDG_STATE_HOME", ".local/state/myllm"),
@@ -77,14 +77,14 @@ def test_a_set_variable_is_enough_without_a_home(
 
 
 def test_the_socket_folder_is_the_sessions_own_or_in_the_state_folder() -> None:
-    assert paths.runtime_dir({"XDG_RUNTIME_DIR": "/run/user/1"}) == Path("/run/user/1/myllm")
-    assert paths.runtime_dir({"HOME": "/home/me"}) == Path("/home/me/.local/state/myllm/run")
+    assert paths.runtime_folder({"XDG_RUNTIME_DIR": "/run/user/1"}) == "/run/user/1/myllm"
+    assert paths.runtime_folder({"HOME": "/home/me"}) == "/home/me/.local/state/myllm/run"
 
 
 def test_naming_a_folder_creates_nothing(home: Path) -> None:
     for folder, _, _ in FOLDERS:
         folder(os.environ)
-    paths.runtime_dir()
+    paths.runtime_folder()
     assert list(home.iterdir()) == []
 
 

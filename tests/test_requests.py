@@ -48,6 +48,17 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(message: dict[str,
     assert hint in str(refused.value)
 
 
+def test_a_key_of_megabytes_is_refused_without_looking_for_one_like_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_for: list[int] = []
+    monkeypatch.setattr("difflib.get_close_matches", lambda key, *_: looked_for.append(len(key)) or [])
+    with pytest.raises(UsageError, match="unknown key") as refused:
+        Request.parse({"op": "gen", "prompt": "x", "temperature" * 1_000_000: 1})
+    assert looked_for == []
+    assert len(str(refused.value)) < 200
+
+
 @pytest.mark.parametrize("op", [None, "generate", ["gen"], 1])
 def test_an_unknown_operation_is_refused(op: Any) -> None:
     with pytest.raises(UsageError, match="no operation"):

@@ -50,7 +50,7 @@ threads = 3
 
 @pytest.fixture
 def config(home: Path) -> Path:
-    file = paths.config_file()
+    file = Path(paths.config_path())
     file.parent.mkdir(parents=True)
     return file
 

@@ -6,6 +6,7 @@ Owns their layout: `index` first, the record's own keys, MyLLM's, which win, the
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ class RecordJob(Job):
     input_hash: str
 
 
-class BatchAnswers(Answers[RecordJob]):
+class BatchAnswers(Answers[RecordJob], ABC):
     """What both forms count."""
 
     def __init__(self, streams: Streams) -> None:
@@ -43,8 +44,9 @@ class BatchAnswers(Answers[RecordJob]):
             self.tally.answered = True
         return self.record(job, event)
 
+    @abstractmethod
     def record(self, job: RecordJob, event: dict[str, Any]) -> bytes:
-        raise NotImplementedError
+        """One input's answer or error."""
 
 
 class JsonlAnswers(BatchAnswers):

@@ -9,6 +9,7 @@ written. Must not know what a job asks for, nor what its answer looks like.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -115,7 +116,7 @@ class Tally:
         return 1
 
 
-class Answers(Generic[J]):
+class Answers(ABC, Generic[J]):
     """What a command makes of events: bytes for stdout. It counts what fails in `tally`."""
 
     no_use = NO_USE
@@ -135,13 +136,13 @@ class Answers(Generic[J]):
     def totals(self, event: dict[str, Any]) -> None:
         """What the done event of a request says of all its jobs, before `done` for each."""
 
+    @abstractmethod
     def done(self, job: J, event: dict[str, Any]) -> bytes:
         """The end of a job, by the done event of its request, or by one of its own where it was refused."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, data: bytes) -> None:
         """Bytes whose turn it is. Raises BrokenPipeError, IOFailureError."""
-        raise NotImplementedError
 
 
 class InFlight(Generic[J]):

@@ -202,7 +202,7 @@ class Daemon:
     async def _idle(self) -> None:
         """Stops the daemon that has had nothing to do for a while."""
         looks = 0
-        while looks < IDLE_LOOKS:
+        while looks <= IDLE_LOOKS:  # the first only finds it idle, and the others measure
             await asyncio.sleep(IDLE_EXIT / IDLE_LOOKS)
             looks = looks + 1 if self._runtime.idle and not self._n_clients else 0
         self.note("idle")

@@ -1,1 +1,1 @@
-"""Models: names → files. The registry, the sources they come from, and GGUF headers."""
+"""Models: names → files. The registry, the sources they come from and their conversion, and GGUF headers."""

@@ -1,7 +1,8 @@
 """The vocabulary of a BERT checkpoint, where its tokenizer is one that llama.cpp computes the same way.
 
 Owns which WordPiece tokenizers those are: lower-case, accents stripped, CJK cut into characters
-(llm_tokenizer_wpm_session in llama-vocab.cpp has no switch for any of it). Must not know files or GGUF.
+(llm_tokenizer_wpm_session in llama-vocab.cpp has no switch for any of it). Must not know files, nor how
+a GGUF is written.
 """
 
 from __future__ import annotations

@@ -85,7 +85,6 @@ def _write(checkpoint: Checkpoint, target: Path, half: Half, file: Any, sources:
 
 
 def _add_metadata(writer: Any, checkpoint: Checkpoint) -> None:
-
     shape = checkpoint.shape
     writer.add_name(checkpoint.name)
     writer.add_context_length(shape.n_ctx)

@@ -1,7 +1,8 @@
 """Models found in place: the stores of other programs, installed packages, and the user's folders.
 
 Owns where those lie, how each is laid out, and what a model found there is called. Reads names,
-sizes and Ollama's small manifests; must not open a model file, copy or change anything. What
+sizes, packages' lists of their files and Ollama's small manifests; must not open a model file, copy or
+change anything. What
 cannot be read is passed over: a broken store of another program never breaks a list.
 
 The order of `places` is the order of precedence: where two files claim one name, the first keeps

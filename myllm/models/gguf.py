@@ -1,7 +1,7 @@
-"""GGUF model files: their headers, and the parts of split ones.
+"""GGUF model files: the header of one, and of all parts of a split one together.
 
-Owns which files make one model. Must not know names, sources or where files come from. The
-container is `gguf_file.py`, what its metadata means is `header.py`.
+Owns whether files make one model. Must not know models' names, sources or where files come from. The
+container is `gguf_file.py`, what its metadata means is `header.py`, how parts are called `names.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from myllm.errors import BadDataError
 from myllm.models.gguf_file import read_gguf
 from myllm.models.header import Header, bad_model, count_at, understand
 from myllm.models.names import parts_named
-
-__all__ = ["Header", "read_header", "read_model", "split_paths"]
 
 
 def read_header(path: Path) -> Header:
@@ -35,19 +33,16 @@ def read_model(path: Path) -> Header:
     header = understand([first])
     if header.split_count == 1:
         return header
-    files = [first, *(read_gguf(part) for part in split_paths(path, header)[1:])]
+    files = [first, *(read_gguf(part) for part in _split_paths(path, header)[1:])]
     for number, file in enumerate(files):
         if (count_at(file, "split.no"), count_at(file, "split.count")) != (number, len(files)):
             raise bad_model(file, f"it is not part {number + 1} of {len(files)}")
     return understand(files)
 
 
-def split_paths(path: Path, header: Header) -> list[Path]:
+def _split_paths(path: Path, header: Header) -> list[Path]:
     """The files of the model whose first part this is, in order. Raises BadDataError where one is missing."""
-    count = header.split_count
-    if count == 1:
-        return [path]
-    parts = parts_named(path)
+    parts, count = parts_named(path), header.split_count
     if len(parts) != count or header.split_no != 0:
         raise BadDataError(
             f"{path}: one of {count} parts of a model, to be given by the first, whose name ends in "

@@ -5,8 +5,8 @@ tensors. Owns what is a well-formed file, as llama.cpp sees it (ggml/src/gguf.cp
 `gguf_format.py`. Must not know what any key means for a language model: that is `header.py`.
 
 The file is read forwards through one chunk of memory. Arrays of the tokenizer are stepped over, not
-built; every count, length and offset is checked before it is used, so that memory stays under 100
-MiB and time under a second or so whatever the file says. Anything wrong is a BadDataError.
+built; every count, length and offset is checked before it is used, so that a process takes under 2 s
+and 256 MB whatever the file says. Anything wrong is a BadDataError.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ class GgufFile:
 
     path: Path
     size_bytes: int
-    mtime_ns: int
     metadata: Mapping[str, Value]
     n_tensors: int
     elements: Mapping[str, int]
@@ -88,19 +87,19 @@ def read_gguf(path: Path) -> GgufFile:
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+        raise _unreadable(path, error) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise BadDataError(f"{path}: not a regular file; give the path of a .gguf file")
         return _parse(_Window(descriptor, path, status.st_size), path, status)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise _unreadable(path, error) from error
     finally:
         os.close(descriptor)
 
 
-def unreadable(path: Path, error: OSError | ValueError) -> MyllmError:
+def _unreadable(path: Path, error: OSError | ValueError) -> MyllmError:
     """The operating system's error about a file as ours."""
     match error:
         case FileNotFoundError() | NotADirectoryError():
@@ -129,7 +128,6 @@ def _parse(window: _Window, path: Path, status: os.stat_result) -> GgufFile:
     return GgufFile(
         path,
         status.st_size,
-        status.st_mtime_ns,
         metadata,
         n_tensors,
         elements,

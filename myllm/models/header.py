@@ -75,7 +75,6 @@ class Header:
     embedding_length: int | None
     feed_forward_length: int | None
     vocab_size: int | None
-    sliding_window: int | None
     pooling_type: str | None
     causal: bool
     template: str | None
@@ -163,7 +162,6 @@ def understand(files: Sequence[GgufFile]) -> Header:
         embedding_length=count_at(first, f"{architecture}.embedding_length"),
         feed_forward_length=max(_per_layer(first, f"{architecture}.feed_forward_length"), default=None),
         vocab_size=_vocab_size(first, architecture),
-        sliding_window=count_at(first, f"{architecture}.attention.sliding_window"),
         pooling_type=_pooling_type(first, architecture),
         causal=_is_causal(first, architecture),
         template=_text(first, TEMPLATE),

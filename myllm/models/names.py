@@ -1,4 +1,5 @@
-"""Model names: what may be one, what is a path instead, and how one is made of a file's name.
+"""Model names: what may be one, what is a path instead, how one is made of a file's name, and how the
+parts of a split model are called.
 
 Owns the rules alone; light, so that the command line may ask before anything is loaded.
 """
@@ -59,5 +60,5 @@ def parts_named(path: Path) -> list[Path]:
     part = PART_NAME.fullmatch(path.name)
     if part is None or int(part["number"]) != 1:
         return [path]
-    count = int(part["count"])
-    return [path.with_name(f"{part['stem']}-{n:05}-of-{count:05}.gguf") for n in range(1, count + 1)]
+    later = range(2, int(part["count"]) + 1)
+    return [path, *(path.with_name(f"{part['stem']}-{n:05}-of-{part['count']}.gguf") for n in later)]

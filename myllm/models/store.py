@@ -1,7 +1,8 @@
 """The model store: hash-named files in the data folder, and the partial downloads beside them.
 
-Owns where model files lie, their modes, and that a file appears whole or not at all. Must not
-know names, sources or formats. Layout below the data folder:
+Owns where model files lie, their modes, that a file appears whole or not at all, and as which errors of
+ours the system's come to light. Must not know names or formats, nor of a source more than that it is one.
+Layout below the data folder:
 
     models/<sha256>.gguf                    one model
     models/<sha256>-00001-of-00003.gguf     one part of a split model; the hash is of all parts in order

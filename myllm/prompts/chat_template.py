@@ -37,6 +37,9 @@ ENVIRONMENT: Final = (
 """What the child sees of the environment: what Python needs to start, and no tokens or keys."""
 NEXT_STEP: Final = "use --raw, or another file of this model"
 
+GIVEN: Final = ("content", "name")
+"""What the user writes of a message; its role is one of a few."""
+
 Message = dict[str, str]
 
 
@@ -79,8 +82,11 @@ class ChatTemplate:
         messages = self._with_known_roles(messages, bos, eos)
         if self._special_texts[0] is not special_tokens:
             self._special_texts = (special_tokens, SpecialTexts(special_tokens))
-        contents, sentinel = guard([m["content"] for m in messages], self._special_texts[1], self._source)
-        guarded = [{**m, "content": text} for m, text in zip(messages, contents, strict=True)]
+        given = [(i, key) for i, message in enumerate(messages) for key in GIVEN if key in message]
+        texts, sentinel = guard([messages[i][key] for i, key in given], self._special_texts[1], self._source)
+        guarded = [dict(message) for message in messages]
+        for (i, key), text in zip(given, texts, strict=True):
+            guarded[i][key] = text
         return split(self._render(guarded, bos, eos), sentinel)
 
     def close(self) -> None:

@@ -102,6 +102,7 @@ class Connection:
     def close(self) -> None:
         """Ends all requests of a client that is gone."""
         self._asker.leave()
+        self._calls.clear()  # they know this connection: nobody but the garbage collector would free either
         self._flush()
         if self._stalled:
             self._stalled.cancel()

@@ -61,7 +61,7 @@ class Member:
     """Why it is to go as soon as it has no work; nobody new gets it."""
     backend: Backend | None = None
     """What answers for it, from the moment it loads."""
-    work: SingleFlight[Backend] | None = None
+    work: SingleFlight[Backend] = field(init=False)
     """Its load, which all who ask for it join."""
     end: asyncio.Task[None] | None = None
     """Its end, once that is under way."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from myllm import hardware
-from myllm.errors import MyllmError, NotFoundError, UnavailableError
+from myllm.errors import MyllmError, NotFoundError
 from myllm.protocol import Message
 from myllm.requests import LoadOptions, Wishes
 from myllm.runtime.backend import Backend
@@ -79,8 +79,6 @@ class Keeper:
         if member is None:
             member = self._enlist(model, options)
         self._heed(member, wishes)
-        if member.work is None:
-            raise UnavailableError(f"{model.name}: it just ended; try again")
         backend = await member.work.join(watch)
         self._settle(member)
         return backend
@@ -216,7 +214,7 @@ class Keeper:
     def _forget(self, member: Member) -> None:
         if member in self._fleet.members:
             self._fleet.members.remove(member)
-        member.work = member.backend = None
+        member.backend = None
         self._tell_change()
 
     def _heed(self, member: Member, wishes: Wishes) -> None:

@@ -101,6 +101,8 @@ class Runtime:
                 self._check_open()
         except MyllmError as error:
             call.fail(error)
+        except Exception as error:  # noqa: BLE001 — a bug fails this request, not its connection
+            call.fail(_bug(error))
         else:
             self._begin(work, request, call)
 
@@ -177,7 +179,7 @@ class Runtime:
         except MyllmError as error:
             call.fail(error)
         except Exception as error:  # noqa: BLE001 — a bug fails this request, not the others
-            call.fail(InternalError(f"runtime: {type(error).__name__}: {error}"))
+            call.fail(_bug(error))
 
     async def _generate(self, request: Request, call: Call, arrived: float) -> None:
         """Finds and readies the model, then passes the request on to its backend."""
@@ -296,6 +298,10 @@ def _in_time(request: Request, arrived: float) -> asyncio.Timeout:
 
 def _early(request: Request, reason: str, arrived: float, call: Call) -> Message:
     return events.completed(events.ended_early(request.op, reason), call.model, _ms_since(arrived))
+
+
+def _bug(error: Exception) -> InternalError:
+    return InternalError(f"runtime: {type(error).__name__}: {error}")
 
 
 def _ms_since(moment: float) -> float:

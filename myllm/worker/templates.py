@@ -1,7 +1,7 @@
 """A worker's prompts: requests → tokens, with the chat template that the model or the request names.
 
-Owns the templates in use and their renderer processes. Must not know events, sockets or how an
-engine runs. Used by one thread.
+Owns what a worker takes from its model's header, the templates in use, and how many renderer processes
+stay for them. Must not know events, sockets or how an engine runs. Used by one thread.
 """
 
 from __future__ import annotations

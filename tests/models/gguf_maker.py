@@ -112,6 +112,18 @@ def make_gguf(
     return path
 
 
+def make_parts(folder: Path, count: int = 3) -> list[Path]:
+    """Writes a split model and returns its files in order."""
+    return [
+        make_gguf(
+            folder / f"big-{n + 1:05}-of-{count:05}.gguf",
+            {"split.no": Typed("uint16", n), "split.count": Typed("uint16", count)},
+            [Tensor(f"blk.{n}.weight", (32, 4), size=512)],
+        )
+        for n in range(count)
+    ]
+
+
 def header_size(path: Path, data_size: int = 1024 + 144) -> int:
     """Where the tensors' bytes start in a file that `make_gguf` wrote with its own tensors."""
     return path.stat().st_size - data_size

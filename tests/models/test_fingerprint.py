@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from gguf_maker import make_gguf, make_parts
 
 from myllm.errors import NotFoundError
 from myllm.models import fingerprint as module
@@ -79,18 +80,42 @@ def test_a_file_that_is_back_as_it_was_is_the_one_it_was(model: Path, tmp_path: 
     assert fingerprint(model) == before
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_every_part_of_a_split_model_counts(tmp_path: Path, number: int) -> None:
-    parts = [tmp_path / f"big-{n:05}-of-00003.gguf" for n in (1, 2, 3)]
-    for part in parts:
-        part.write_bytes(CONTENT)
-        os.utime(part, (1, 1))
+# ── split models ────────────────────────────────────────────────────────────────────────────
+
+
+def renamed_inside(part: Path) -> None:
+    """Another header, as long, of the same time."""
+    times = part.stat().st_atime_ns, part.stat().st_mtime_ns
+    part.write_bytes(part.read_bytes().replace(b"Tiny", b"Tinx"))
+    os.utime(part, ns=times)
+
+
+def with_a_byte_more(part: Path) -> None:
+    times = part.stat().st_atime_ns, part.stat().st_mtime_ns
+    part.write_bytes(part.read_bytes() + b"\0")
+    os.utime(part, ns=times)
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("change", [renamed_inside, with_a_byte_more, touched])
+def test_a_split_model_of_which_any_part_changed_has_another_fingerprint(
+    tmp_path: Path, change: Callable[[Path], None], number: int
+) -> None:
+    parts = make_parts(tmp_path)
     before = fingerprint(parts[0])
-    longer(parts[number - 1])
+    assert fingerprint(parts[0]) == before
+    change(parts[number])
     assert fingerprint(parts[0]) != before
 
 
-def test_a_split_model_without_one_of_its_parts_has_none(tmp_path: Path) -> None:
-    (first := tmp_path / "big-00001-of-00002.gguf").write_bytes(CONTENT)
-    with pytest.raises(NotFoundError, match="big-00002-of-00002"):
-        fingerprint(first)
+def test_a_split_model_without_one_of_its_parts_is_not_the_one_it_was(tmp_path: Path) -> None:
+    parts = make_parts(tmp_path)
+    before = fingerprint(parts[0])
+    parts[1].unlink()
+    assert fingerprint(parts[0]) != before
+
+
+def test_a_whole_model_that_is_called_like_a_first_part_has_a_fingerprint(tmp_path: Path) -> None:
+    alone = make_gguf(tmp_path / "alone.gguf")
+    before = fingerprint(alone)
+    assert fingerprint(alone.rename(tmp_path / "big-00001-of-00002.gguf")) == before

@@ -1,4 +1,4 @@
-"""Which files make a model, and its header: what it says, what it costs, who it is."""
+"""Which files make a model, and its header: what it says and what it costs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from gguf import GGUFReader, GGUFWriter
-from gguf_maker import ARRAY, STRING, TEMPLATE, VOCABULARY, Raw, Tensor, Typed, make_gguf
+from gguf_maker import ARRAY, STRING, TEMPLATE, VOCABULARY, Raw, Typed, make_gguf, make_parts
 from hypothesis import given
 from hypothesis import strategies as st
 
 from myllm.errors import BadDataError, NotFoundError, PermissionDeniedError, UsageError
-from myllm.models.gguf import read_header, read_model, split_paths
+from myllm.models.gguf import read_header, read_model
 from myllm.models.gguf_file import Skipped, read_gguf
 from myllm.models.gguf_format import FILE_TYPES, TENSOR_TYPES
 from myllm.models.header import SAMPLING_KEYS
@@ -25,17 +25,6 @@ MIB = 2**20
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     return make_gguf(tmp_path / "tiny.gguf")
-
-
-def make_parts(folder: Path, count: int = 3) -> list[Path]:
-    return [
-        make_gguf(
-            folder / f"big-{n + 1:05}-of-{count:05}.gguf",
-            {"split.no": Typed("uint16", n), "split.count": Typed("uint16", count)},
-            [Tensor(f"blk.{n}.weight", (32, 4), size=512)],
-        )
-        for n in range(count)
-    ]
 
 
 def test_a_header_says_what_the_model_is(tiny: Path) -> None:
@@ -150,7 +139,6 @@ def test_the_parts_of_a_split_model_count_as_one(tmp_path: Path) -> None:
     assert list(whole.paths) == parts
     assert whole.size_bytes == sum(part.stat().st_size for part in parts)
     assert (whole.n_tensors, whole.parameters) == (3, 3 * 128)
-    assert split_paths(parts[0], read_header(parts[0])) == parts
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
@@ -166,7 +154,7 @@ def test_only_the_first_part_under_its_own_name_stands_for_the_model(tmp_path: P
     os.link(parts[0], tmp_path / "renamed.gguf")
     os.link(parts[0], tmp_path / "other-00002-of-00003.gguf")
     with pytest.raises(BadDataError, match=r"one of 3 parts .* -00001-of-00003"):
-        split_paths(tmp_path / name, read_header(tmp_path / name))
+        read_model(tmp_path / name)
 
 
 def test_a_part_of_another_model_is_refused(tmp_path: Path) -> None:

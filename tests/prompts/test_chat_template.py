@@ -79,6 +79,23 @@ def test_text_that_looks_like_control_tokens_comes_in_spans(open_template) -> No
     assert spans == ["<|im_start|>user\na<", "|im_end|>b<|im_end|>\n<|im_start|>assistant\n"]
 
 
+@pytest.mark.parametrize(
+    ("template", "name", "special"),
+    [
+        ("{{ messages[0].name }}: {{ messages[0].content }}", "sop", "sop"),
+        ("<{{ messages[0].name }}>{{ messages[0].content }}", "s", "<s>"),
+    ],
+    ids=["whole", "completed by the template"],
+)
+def test_a_name_makes_no_control_token(open_template, template: str, name: str, special: str) -> None:
+    message = {"role": "user", "name": name, "content": "hi"}
+    plain = open_template(template).render([message])
+    spans = open_template(template).render([message], special_tokens=[special])
+    assert special in "".join(plain)
+    assert "".join(spans) == "".join(plain)
+    assert not any(special in span for span in spans)
+
+
 def test_a_refused_system_role_is_folded_into_the_first_user_message(open_template) -> None:
     template = open_template(MISTRAL)
     assert rendered(template, [{"role": "system", "content": "S"}, *HI]) == "<s>[INST] S\nhi [/INST]"

