@@ -13,7 +13,7 @@ event with `"done": true` ends each request.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -129,22 +129,25 @@ class MessageReader:
         self._parts: list[str] = []
         self._parts_size = 0
 
-    def feed(self, data: bytes) -> Iterator[Message]:
+    def feed(self, data: bytes) -> list[Message]:
         """The messages that `data` completes. Raises BadDataError; the connection is then unusable."""
-        for line in self._lines.feed(data):
-            message = parse(line)
+        messages = []
+        for message in map(parse, self._lines.feed(data)):
             if "part" not in message:
-                yield message
+                messages.append(message)
             elif (whole := self._assemble(message)) is not None:
-                yield parse(whole)
+                messages.append(parse(whole))
+        return messages
 
-    def feed_lines(self, data: bytes) -> Iterator[bytes]:
+    def feed_lines(self, data: bytes) -> list[bytes]:
         """The same messages as lines without newline, not parsed, for who only passes them on."""
+        lines = []
         for line in self._lines.feed(data):
             if not line.startswith(b'{"part":'):
-                yield line
+                lines.append(line)
             elif (whole := self._assemble(parse(line))) is not None:
-                yield whole
+                lines.append(whole)
+        return lines
 
     def _assemble(self, part: Message) -> bytes | None:
         text = part["part"]

@@ -30,11 +30,8 @@ class SingleFlight(Generic[T]):
     ) -> None:
         self._forget = forget
         self._watchers: list[Watch] = []
-        self._task = asyncio.ensure_future(self._run(work))
+        self._task = asyncio.ensure_future(work(self._tell))
         self._task.add_done_callback(self._settle)
-
-    async def _run(self, work: Callable[[Watch], Awaitable[T]]) -> T:
-        return await work(self._tell)
 
     def _tell(self, event: Message) -> None:
         for watch in list(self._watchers):
