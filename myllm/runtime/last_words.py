@@ -13,6 +13,13 @@ KEPT_BYTES: Final = 64 * 1024
 """Of a worker's stdout and stderr, the most that is kept."""
 _SHOWN_LINES: Final = 3
 _SHOWN_CHARS: Final = 400
+_PERHAPS: Final = {
+    "SIGKILL": ", perhaps for want of memory",
+    "SIGILL": (
+        ": this processor cannot run llama.cpp as it was built; see README.md, An illegal instruction"
+    ),
+}
+"""What mostly is behind a signal."""
 
 
 class LastWords:
@@ -44,4 +51,4 @@ def how_it_ended(wait_status: int | None) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"was killed by {name}{', perhaps for want of memory' if name == 'SIGKILL' else ''}"
+    return f"was killed by {name}{_PERHAPS.get(name, '')}"

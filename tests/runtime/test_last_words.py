@@ -42,6 +42,11 @@ def test_a_flood_keeps_its_end_and_no_more() -> None:
         (0, "ended with exit status 0"),
         (signal.SIGSEGV, "was killed by SIGSEGV"),
         (signal.SIGKILL, "was killed by SIGKILL, perhaps for want of memory"),
+        (
+            signal.SIGILL,
+            "was killed by SIGILL: this processor cannot run llama.cpp as it was built; see README.md, "
+            "An illegal instruction",
+        ),
         (33, "was killed by signal 33"),
         (None, "ended"),
     ],
