@@ -31,7 +31,7 @@ MODEL_TABLE: Final = "model"
 
 
 class Settings(NamedTuple):
-    """What is configured, checked. `keep_alive` in seconds (None: for ever), `models_max_memory` in bytes."""
+    """What is configured, checked. `keep_alive` in seconds (None: for ever), sizes in bytes."""
 
     default_model: str | None = None
     default_embed_model: str | None = None
@@ -44,6 +44,7 @@ class Settings(NamedTuple):
     models_max_loaded: int | None = None
     models_preload: tuple[str, ...] = ()
     queue: int = 512
+    snapshots_max_size: int = 4 * 2**30
     model_options: Mapping[str, LoadOptions] = MappingProxyType({})
 
 
@@ -228,6 +229,13 @@ TABLE: Final = (
     ),
     Setting("models.preload", "MYLLM_MODELS_PRELOAD", _names, '["smollm2"]', "models loaded at start"),
     Setting("queue", "MYLLM_QUEUE", _count, "64", "requests that run or wait at once; one more is refused"),
+    Setting(
+        "snapshots.max_size",
+        "MYLLM_SNAPSHOTS_MAX_SIZE",
+        _notation(parse_size, "a size such as 512M or 4G"),
+        '"4G"',
+        "disk for what prompts computed, to be used again; 0: none",
+    ),
 )
 """Every setting but `[model.NAME]`, in the order in which the documentation shows them."""
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from myllm.protocol import Message
 from myllm.requests import Arrival, EmbedRequest, GenRequest, LoadOptions
 from myllm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from myllm.engine.runner import Runner
 
 Emit = Callable[[list[Message]], None]
 """Takes the events of one step at once, each with its arrival's `id`; called from the engine's thread."""
@@ -28,6 +31,15 @@ class TextWindow(NamedTuple):
     start: int
     end: int
     tokens: list[int]
+
+
+class Kept(NamedTuple):
+    """A folder for keys and values that are used again, and how much it may hold, those of other models too."""
+
+    folder: Path
+    max_bytes: int
+    fingerprint: str
+    """The model's."""
 
 
 class Engine(Protocol):
@@ -82,6 +94,11 @@ class Engine(Protocol):
         1), `context` (tokens there is room for now), `window`, `threads`, `gpu_layers` (-1: all).
         """
 
+    def settle(self, seconds: float) -> None:
+        """Waits until what has ended is kept as it shall be, at most about so long; at once where a request is
+        still running. Thread-safe.
+        """
+
     def close(self) -> None:
         """Ends the engine's thread and frees the model; blocks until that is done."""
 
@@ -92,28 +109,39 @@ def open_engine(
     emit: Emit,
     progress: Progress,
     recommended: Mapping[str, float] = MappingProxyType({}),
+    kept: Kept | None = None,
 ) -> Engine:
     """Loads the model at `path`; blocks for as long as that takes.
 
-    `recommended` are the sampling parameters that the model's file asks for, by their wire names.
+    `recommended` are the sampling parameters that the model's file asks for, by their wire names; `kept` says
+    where what was computed is kept on disk, None that it is not.
     Raises BadDataError for a file that is no model or a broken one, UsageError for options it
     cannot have, UnavailableError where there is too little memory.
     """
     if is_fake(path):
-        from myllm.engine.engine import BatchingEngine
         from myllm.engine.fake import FakeRunner
 
-        return BatchingEngine(FakeRunner.load(path, options, progress), emit)
+        return _open(FakeRunner.load(path, options, progress), emit, kept)
     from myllm.engine import llama
 
     llama.start()
     gpu_layers = -1 if options.gpu_layers is None else options.gpu_layers
     model = llama.Model(path, gpu_layers=gpu_layers, progress=progress)
     # With numpy, imported while the model loads (see worker/main.py).
-    from myllm.engine.engine import BatchingEngine
     from myllm.engine.llama_runner import LlamaRunner
 
-    return BatchingEngine(LlamaRunner(model, options, recommended), emit)
+    return _open(LlamaRunner(model, options, recommended), emit, kept)
+
+
+def _open(runner: Runner, emit: Emit, kept: Kept | None) -> Engine:
+    from myllm.engine.engine import BatchingEngine
+
+    if kept is None or runner.kv_format is None:
+        return BatchingEngine(runner, emit)
+    from myllm.engine.snapshot import Archive
+
+    identity = f"{kept.fingerprint} {runner.kv_format}"
+    return BatchingEngine(runner, emit, archive=Archive(kept.folder, identity, kept.max_bytes))
 
 
 def is_fake(path: Path) -> bool:

@@ -84,7 +84,16 @@ class Context:
         if isinstance(operation, Remove):
             lib.llama_memory_seq_rm(self._memory, operation.slot, operation.start, -1)
         else:
-            lib.llama_memory_seq_cp(self._memory, operation.source, operation.target, 0, operation.length)
+            self.copy(operation.source, operation.target, 0, operation.length)
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Has `target` share what `source` holds at the positions `start` to `end`."""
+        lib.llama_memory_seq_cp(self._memory, source, target, start, end)
+
+    def holds(self, slot: int, start: int, end: int) -> bool:
+        """Whether a sequence's first and last positions are so that it has all from `start` to `end`."""
+        first = lib.llama_memory_seq_pos_min(self._memory, slot)
+        return bool(first <= start and end - 1 <= lib.llama_memory_seq_pos_max(self._memory, slot))
 
     def read_state(self, slot: int) -> NDArray[np.uint8]:
         """The keys and values of one sequence, as bytes that `write_state` understands."""

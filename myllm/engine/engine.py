@@ -20,10 +20,12 @@ from myllm.engine import Emit, TextWindow
 from myllm.engine.counters import Counters
 from myllm.engine.embeds_in_flight import EmbedsInFlight
 from myllm.engine.generation import Generation
+from myllm.engine.kv_cache import Slot
 from myllm.engine.kv_layout import round_up
 from myllm.engine.runner import Runner, Sampled, Vocabulary
 from myllm.engine.scheduler import Plan, Scheduler
-from myllm.engine.sequence import Chunk
+from myllm.engine.sequence import Chunk, Sequence
+from myllm.engine.snapshot import Archive, Found
 from myllm.engine.text import ReasoningSplitter
 from myllm.errors import InternalError, MyllmError
 from myllm.events import failed
@@ -37,13 +39,21 @@ MAX_FAILURES: Final = 2
 class BatchingEngine:
     """Runs requests on one runner with continuous batching; see `myllm.engine.Engine` for the interface."""
 
-    def __init__(self, runner: Runner, emit: Emit, clock: Callable[[], float] = time.monotonic) -> None:
-        """Starts the thread; the runner is the engine's own from now on."""
-        self._runner, self._emit, self._clock = runner, emit, clock
+    def __init__(
+        self,
+        runner: Runner,
+        emit: Emit,
+        clock: Callable[[], float] = time.monotonic,
+        archive: Archive | None = None,
+    ) -> None:
+        """Starts the thread; the runner and the archive are the engine's own from now on."""
+        self._runner, self._emit, self._clock, self._archive = runner, emit, clock, archive
         self._scheduler = Scheduler(runner.layout, runner.device)
         self._generations: dict[int, Generation] = {}
         self._embeds = EmbedsInFlight(runner, clock)
         self._arrivals = 0
+        self._ended: list[tuple[Slot, list[int], int]] = []
+        """Slots of requests that are over, with their tokens, and how many of these were on disk before."""
         self._counters = Counters()
         self._inbox: queue.SimpleQueue[Callable[[], list[Message]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -73,7 +83,8 @@ class BatchingEngine:
         in_reasoning: bool = False,
     ) -> None:
         """Queues a request; its arrival is a time of the engine's clock. Returns at once."""
-        self._inbox.put(lambda: self._start(request, prompt, arrival, dropped_tokens, in_reasoning))
+        stored = self._archive.find(prompt) if self._archive else Found()
+        self._inbox.put(lambda: self._start(request, prompt, arrival, dropped_tokens, in_reasoning, stored))
 
     def embed(self, request: EmbedRequest, texts: list[list[TextWindow]], arrival: Arrival) -> None:
         """Queues texts in windows. Returns at once."""
@@ -107,12 +118,28 @@ class BatchingEngine:
             **self._counters.as_message(self._clock()),
         }
 
+    def settle(self, seconds: float) -> None:
+        """Waits until what has ended is on disk, unless something still runs; at most about so long."""
+        if self._archive is None or self._generations:
+            return
+        read = threading.Event()
+
+        def tell() -> list[Message]:
+            read.set()
+            return []
+
+        self._inbox.put(tell)
+        if read.wait(seconds):
+            self._archive.wait(seconds)
+
     def close(self) -> None:
         """Ends the thread after its step and frees the model; requests in flight get no more events."""
         self._inbox.put(None)
         self._thread.join()
         self._embeds.close()
         self._runner.close()
+        if self._archive:
+            self._archive.close()
 
     # ── the engine's thread ─────────────────────────────────────────────────────────────────
 
@@ -120,11 +147,12 @@ class BatchingEngine:
         self._prepare()
         while True:
             try:
+                self._keep_ended()
                 if not self._take_in():
                     return
                 self._emit_all(self._expire() + self._embeds.expire())
                 plan = self._scheduler.plan()
-                if plan.operations or plan.chunks or plan.grow_to:
+                if plan.operations or plan.chunks or plan.grow_to or plan.restored:
                     self._emit_all(self._step(plan))
                 if self._embeds:
                     most = self._runner.device.embed_tokens if plan.chunks else None
@@ -176,6 +204,9 @@ class BatchingEngine:
             self._runner.apply(operation)
         if plan.grow_to:
             self._grow(plan.grow_to)
+            return []
+        if plan.restored:
+            self._restore(*plan.restored)
             return []
         events: list[Message] = []
         for chunks in self._scheduler.layout.batches(plan.chunks):
@@ -237,6 +268,7 @@ class BatchingEngine:
         arrival: Arrival,
         dropped_tokens: int,
         in_reasoning: bool,
+        stored: Found,
     ) -> list[Message]:
         if arrival.id in self._generations:
             raise ValueError("the worker gives every request an id of its own")
@@ -249,6 +281,7 @@ class BatchingEngine:
                 self._runner,
                 order=self._arrivals,
                 dropped_tokens=dropped_tokens,
+                stored=stored,
             )
         except MyllmError as error:
             return [tagged(failed(error), arrival.id)]
@@ -281,6 +314,9 @@ class BatchingEngine:
         return self._finish(generation, finish_reason) if generation else []
 
     def _finish(self, generation: Generation, finish_reason: str) -> list[Message]:
+        sequence = generation.sequence
+        if sequence.slot and not generation.request.priority:  # a batch's are too many, and seldom wanted again
+            self._ended.append((sequence.slot, list(sequence.slot.tokens), generation.stored.length))
         self._forget(generation)
         return generation.closing_events(finish_reason, self._clock())
 
@@ -325,6 +361,30 @@ class BatchingEngine:
         kept = {s.slot.id: s for s in self._scheduler.active if s.slot and s.n_cached}
         for slot in self._runner.grow(n_cells, list(kept)):
             self._scheduler.restart(kept[slot])
+
+    def _keep_ended(self) -> None:
+        """Has written to disk what those computed who have been told their last event."""
+        ended, self._ended = self._ended, []
+        if self._archive is None:
+            return
+        for slot, tokens, n_stored in ended:
+            for start, end in self._archive.gaps(tokens, n_stored):
+                if slot.tokens[:end] == tokens[:end]:  # else somebody has the slot already
+                    self._archive.put(tokens[:end], start, self._runner.read(slot.id, start, end))
+
+    def _restore(self, sequence: Sequence, start: int) -> None:
+        """Reads from disk what the books say is there from `start` on; where that fails, it starts again."""
+        generation, end = self._generations[sequence.id], sequence.n_cached
+        if self._archive is None or sequence.slot is None:
+            raise ValueError("what is restored was found, and has a slot")
+        for block in generation.stored.blocks:
+            first, last = max(block.start, start), min(block.start + block.used, end)
+            if first >= last:
+                continue
+            state = self._archive.read(block)
+            if state is None or not self._runner.write(sequence.slot.id, first, last, state):
+                generation.stored, generation.n_cached, sequence.n_stored = Found(), 0, 0
+                return self._scheduler.restart(sequence)
 
     def _start_empty(self) -> None:
         self._runner.drop()

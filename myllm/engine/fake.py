@@ -13,6 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
 from myllm.engine.device import Device
 from myllm.engine.fake_embedder import FakeEmbedder
 from myllm.engine.fake_script import Script
@@ -166,6 +170,22 @@ class FakeRunner:
             del self._held.get(operation.slot, [])[operation.start :]
         else:
             self._held[operation.target] = self._held[operation.source][: operation.length]
+
+    kv_format = "fake"
+
+    def read(self, slot: int, start: int, end: int) -> NDArray[np.uint8]:
+        """Positions and words, as the numbers of tokens differ between two loads."""
+        held = self._held[slot][start:end]
+        words = [self.tokenizer.decode([token]) for token in held]
+        return np.frombuffer(orjson.dumps([start, words]), np.uint8)
+
+    def write(self, slot: int, start: int, end: int, state: NDArray[np.uint8]) -> bool:
+        first, words = orjson.loads(state.tobytes())
+        held = self._held.setdefault(slot, [])
+        if len(held) != start or not first <= start <= end <= first + len(words):
+            return False
+        held += self.tokenizer.whole(words[start - first : end - first])
+        return True
 
     # ── a batch ─────────────────────────────────────────────────────────────────────────────
 

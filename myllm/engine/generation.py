@@ -11,6 +11,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from myllm.engine.runner import Runner
+from myllm.engine.snapshot import Found
 from myllm.engine.sequence import Sequence
 from myllm.engine.text import ReasoningSplitter, TextStream
 from myllm.errors import BadDataError, ContextOverflowError
@@ -40,6 +41,8 @@ class Generation:
     n_cached: int = 0
     seed: int = 0
     dropped_tokens: int = 0
+    stored: Found = Found()
+    """What of its prompt was on disk when it came."""
     failures: int = 0
     finish_reason: str | None = None
     text: TextStream = field(default_factory=TextStream)
@@ -58,6 +61,7 @@ class Generation:
         *,
         order: int,
         dropped_tokens: int,
+        stored: Found,
     ) -> Generation:
         """Checks once, before it waits, what the request asks for; `order` counts arrivals.
 
@@ -73,13 +77,16 @@ class Generation:
         limit = min(len(prompt) + answer, runner.window)
         seed = secrets.randbelow(MAX_SEED) if request.seed is None else request.seed
         runner.begin(arrival.id, request, prompt, seed)
+        sequence = Sequence(arrival.id, list(prompt), limit, request.priority, order, arrival.client)
+        sequence.n_stored = min(stored.length, len(prompt) - 1)  # the last is decoded again, for its logits
         return cls(
             request,
-            Sequence(arrival.id, list(prompt), limit, request.priority, order, arrival.client),
+            sequence,
             Times(arrival.at),
             n_prompt=len(prompt),
             seed=seed,
             dropped_tokens=dropped_tokens,
+            stored=stored,
             text=TextStream(request.stop),
         )
 

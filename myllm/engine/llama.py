@@ -10,6 +10,7 @@ streams or processes. Foreign failures become MyllmError here.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -70,6 +71,12 @@ def start() -> None:
     """Readies llama.cpp for this process. It is silent until `explain`; an abort still speaks on stderr."""
     lib.llama_log_set(_SILENT, None)
     lib.llama_backend_init()
+
+
+def build() -> str:
+    """Which llama.cpp this is: it changes whenever the library is installed or compiled anew."""
+    status = os.stat(lib._lib._name)
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def explain() -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from myllm.engine import llama
 from myllm.engine.context import Batch, Context
@@ -25,6 +27,8 @@ from myllm.engine.sizing import choose_sizing
 from myllm.errors import BadDataError
 from myllm.protocol import Message
 from myllm.requests import GenRequest, LoadOptions
+
+DEFAULT_KV_TYPE: Final = "f16"
 
 
 class LlamaRunner:
@@ -79,11 +83,11 @@ class LlamaRunner:
         self._context = context = Context(
             self._model,
             n_ctx=n_cells,
-            n_seq_max=self.layout.n_slots,
+            n_seq_max=self.layout.n_slots + (not self.layout.isolates),  # one to read and write through
             n_batch=self.device.step_tokens,
             unified=not self.layout.isolates,
             n_threads=self._n_threads,
-            kv_type=self._options.kv_type or "f16",
+            kv_type=self._options.kv_type or DEFAULT_KV_TYPE,
             flash_attn=self._options.flash_attn != "off",
         )
         return [slot for slot, state in states if not context.write_state(slot, state)]
@@ -96,6 +100,28 @@ class LlamaRunner:
     def apply(self, operation: Remove | Copy) -> None:
         if self._context:  # else there is nothing that could be removed or copied
             self._context.apply(operation)
+
+    @property
+    def kv_format(self) -> str | None:
+        """A stream's cells cannot be shared in part, and a recurrent model's state cannot be cut."""
+        if self.layout.isolates:
+            return None
+        return f"{llama.build()} {self._options.kv_type or DEFAULT_KV_TYPE}"
+
+    def read(self, slot: int, start: int, end: int) -> NDArray[np.uint8]:
+        context, spare = self._opened(), self.layout.n_slots
+        context.copy(slot, spare, start, end)
+        state = context.read_state(spare)
+        context.apply(Remove(spare, 0))
+        return state
+
+    def write(self, slot: int, start: int, end: int, state: NDArray[np.uint8]) -> bool:
+        context, spare = self._opened(), self.layout.n_slots
+        taken = context.write_state(spare, state) and context.holds(spare, start, end)
+        if taken:
+            context.copy(spare, slot, start, end)
+        context.apply(Remove(spare, 0))
+        return taken
 
     # ── a batch ─────────────────────────────────────────────────────────────────────────────
 

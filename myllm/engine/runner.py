@@ -100,6 +100,17 @@ class Runner(Protocol):
     def apply(self, operation: Remove | Copy) -> None:
         """Brings the KV cache in line with the scheduler's books."""
 
+    @property
+    def kv_format(self) -> str | None:
+        """All but the model that `read`'s bytes depend on; None where a sequence's memory cannot be cut."""
+
+    def read(self, slot: int, start: int, end: int) -> NDArray[np.uint8]:
+        """The keys and values of a slot's positions `start` to `end`, as bytes."""
+
+    def write(self, slot: int, start: int, end: int, state: NDArray[np.uint8]) -> bool:
+        """Appends the keys and values of the positions `start` to `end` to a slot, out of bytes that `read`
+        gave, of these or more. False where they are not taken; the slot cannot be trusted then."""
+
     def fill(self, chunks: Sequence[Chunk]) -> None:
         """The next batch, within `device.step_tokens`."""
 

@@ -11,6 +11,8 @@ Choices, and why:
 - Of those that wait and are as urgent, one goes next whose client has the fewest running, so that nobody
   waits behind another's sixty.
 - An interactive request waits for no batch: it takes a batch's row and cells, at the next step.
+- What is on disk is read back where that spares some tokens; such a step does nothing else, so that what
+  cannot be read back costs nobody but whom it was for.
 - When cells run out: evict idle ones, then grow the pool, then preempt one of the least urgent, of the
   client with most running the youngest, which starts again from its tokens later. Nobody fails.
 """
@@ -34,19 +36,24 @@ INTERACTIVE_ROWS = 2
 than to share."""
 BUSY_ROWS = 8
 """From this many rows on, idle cells are kept few: masked cells still cost every row time."""
+MIN_RESTORED = 32
+"""So many tokens more must be on disk than in the cache: below, to prefill them is as quick."""
 AGE_TOKENS = 64
 """Short prompts go first; a step of waiting is worth this many tokens, so that long ones get their turn."""
 
 
 @dataclass(slots=True)
 class Plan:
-    """One step: memory `operations`, then the cache grown to `grow_to` cells, or `chunks` decoded."""
+    """One step: memory `operations`, then the cache grown to `grow_to` cells, `restored` read from disk, or
+    `chunks` decoded."""
 
     operations: list[Remove | Copy] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[tuple[Sequence, int]] = field(default_factory=list)
     """Who joined, and how many of its tokens were in the cache already."""
     grow_to: int | None = None
+    restored: tuple[Sequence, int] | None = None
+    """Whose keys and values are to be read from disk, from which position on to its `n_cached`."""
 
     @property
     def rows(self) -> int:
@@ -123,8 +130,8 @@ class Scheduler:
         """The next step. An empty plan means that there is nothing to do."""
         plan = Plan()
         self._drop_idle_cells()
-        plan.grow_to = self._admit(plan) or self._make_room_for_rows()
-        while self.active and plan.grow_to is None and not plan.chunks:
+        plan.grow_to = self._admit(plan) or (None if plan.restored else self._make_room_for_rows())
+        while self.active and not (plan.grow_to or plan.restored or plan.chunks):
             rows = [s for s in self.active if s.n_missing == 1]
             plan.chunks = [self._feed(s, 1) for s in sorted(rows, key=lambda s: s.slot.id if s.slot else -1)]
             plan.chunks += self._prefill(len(rows))
@@ -143,16 +150,32 @@ class Scheduler:
             if self._follow(sequence, length):
                 continue
             grow_to = None
+            is_stored = sequence.n_stored - length >= MIN_RESTORED
             if self._is_short(sequence, source, length):
                 grow_to = self._growth(sequence)
+                if grow_to and is_stored:  # it wants the new cells
+                    return grow_to
                 if not grow_to and not self._yield_cells(sequence, source, length) and self.active:
                     break
             if not self._place(sequence, source, length):
                 break
+            if is_stored and self._restore(sequence, plan):
+                return None
             plan.admitted.append((sequence, sequence.n_cached))
             if grow_to:
                 return grow_to
         return None
+
+    def _restore(self, sequence: Sequence, plan: Plan) -> bool:
+        """Whether there are cells for what of the sequence is on disk."""
+        start = sequence.n_cached
+        size = sequence.n_stored - start
+        if sequence.slot is None or self.layout.room(self.cache, sequence, size) < size:
+            return False
+        self.cache.append(sequence.slot, sequence.tokens[start : sequence.n_stored])
+        plan.restored = sequence, start
+        plan.admitted.append((sequence, sequence.n_cached))
+        return True
 
     def _is_short(self, sequence: Sequence, source: Slot | None, length: int) -> bool:
         """Whether the sequence, with `length` tokens of `source`, asks for more cells than there are."""

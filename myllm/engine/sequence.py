@@ -29,6 +29,8 @@ class Sequence:
     order: int = 0
     client: int = 0
     slot: Slot | None = None
+    n_stored: int = 0
+    """Tokens of its beginning, never all of them, whose keys and values are on disk."""
     left: tuple[Slot, int] | None = None
     """The slot it last gave up, and when (`Slot.used_at`)."""
     waited: int = 0

@@ -9,7 +9,11 @@ whole, never changes, and may vanish any time. What is broken, cut off or anothe
 from __future__ import annotations
 
 import os
+import queue
 import struct
+import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -22,6 +26,7 @@ from numpy.typing import NDArray
 
 from myllm import paths
 from myllm.engine.kv_cache import common_prefix
+from myllm.errors import MyllmError
 
 BLOCK: Final = 256
 """Tokens of a block at most: a step of the disk's work, and about what a turn of a conversation adds."""
@@ -32,6 +37,10 @@ HEADER: Final = struct.Struct("<12s32sIQQ")
 """Magic, identity, number of tokens, bytes of payload, checksum of the rest: the tokens as int32, the payload."""
 SUFFIX: Final = ".kv"
 NAME_BYTES: Final = 16
+MAX_WAITING: Final = 512 * 2**20
+"""Bytes that may wait to be written."""
+TICK_NS: Final = 50_000_000
+"""Longer than any file system's clock takes for a step: two changes within one look like one."""
 PAGE: Final = 512
 """Words of 8 bytes that a checksum sums at a time."""
 
@@ -73,6 +82,8 @@ class Snapshots:
         self._folder, self._max_bytes = folder, max_bytes
         self._identity = sha256(identity.encode()).digest()
         self._numbers = count()
+        self._listed: dict[str, list[tuple[int, str, Path]]] = {}
+        self._listed_at = 0
 
     def find(self, tokens: Sequence[int]) -> Found:
         """The longest beginning of `tokens` that is there. Reads names, and heads where a block fits in part."""
@@ -170,18 +181,73 @@ class Snapshots:
 
     def _by_beginning(self) -> dict[str, list[tuple[int, str, Path]]]:
         """Of each beginning, by name, the blocks that follow on it: size, name of the end, file."""
+        changed = self._changed()
+        if changed and changed == self._listed_at:
+            return self._listed
         there: dict[str, list[tuple[int, str, Path]]] = {}
         for entry in self._entries():
             beginning, _, rest = entry.name.removesuffix(SUFFIX).partition("-")
             size, _, end = rest.partition("-")
             if entry.name.endswith(SUFFIX) and size.isascii() and size.isdigit():
                 there.setdefault(beginning, []).append((int(size), end, Path(entry.path)))
+        self._listed, self._listed_at = there, changed
         return there
+
+    def _changed(self) -> int:
+        """When a file last came or went; 0 where that is not known, or too fresh to see another change."""
+        try:
+            changed = self._folder.stat().st_mtime_ns
+        except OSError:
+            return 0
+        return changed if time.time_ns() - changed > TICK_NS else 0
 
     def _entries(self) -> Iterator[os.DirEntry[str]]:
         """What is in the folder, half-written files of others, too."""
         with suppress(OSError), os.scandir(self._folder) as entries:
             yield from entries
+
+
+class Archive(Snapshots):
+    """Snapshots that are written on a thread of their own, which begins with the first."""
+
+    def __init__(self, folder: Path, identity: str, max_bytes: int) -> None:
+        super().__init__(folder, identity, max_bytes)
+        self._waiting: queue.Queue[tuple[Sequence[int], int, Payload] | None] = queue.Queue()
+        self._n_bytes = 0
+        self._thread: threading.Thread | None = None
+
+    def put(self, tokens: Sequence[int], start: int, payload: Payload) -> None:
+        """Has a payload written soon, as `write` would; not where the disk is far behind."""
+        if self._n_bytes + len(payload) > MAX_WAITING:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
+            self._thread.start()
+        self._n_bytes += len(payload)
+        self._waiting.put((tokens, start, payload))
+
+    def wait(self, seconds: float) -> None:
+        """Until all that was put is written, at most so long."""
+        deadline = time.monotonic() + seconds
+        with self._waiting.all_tasks_done:
+            while self._waiting.unfinished_tasks and (left := deadline - time.monotonic()) > 0:
+                self._waiting.all_tasks_done.wait(left)
+
+    def close(self) -> None:
+        """Writes what was put, and ends the thread."""
+        self._waiting.put(None)
+        if self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while block := self._waiting.get():
+            try:
+                self.write(*block)
+                self.evict()
+            except (OSError, MyllmError) as error:  # it only makes another request slower
+                sys.stderr.write(f"snapshots: not kept: {error}\n")
+            self._n_bytes -= len(block[2])
+            self._waiting.task_done()
 
 
 class Beginnings:

@@ -21,6 +21,7 @@ from myllm.protocol import Message, encode, tagged
 from myllm.requests import Arrival, EmbedRequest, GenRequest, LoadOptions
 from myllm.worker.frames import windows_of
 from myllm.worker.outbox import Outbox
+from myllm.worker.snapshots import where_kept
 from myllm.worker.templates import ModelFile, Preparer, read_model_file
 
 DEEP_STACK: Final = 256 * 1024 * 1024
@@ -76,6 +77,11 @@ class Intake:
             case op:
                 raise BadDataError(f"worker: no operation {op!r:.80}")
 
+    def settle(self, seconds: float) -> None:
+        """Waits until what was computed is on disk, at most so long."""
+        if self._engine:
+            self._engine.settle(seconds)
+
     def _work(self) -> None:
         while True:
             job, message = self._jobs.get()
@@ -104,7 +110,9 @@ class Intake:
         self._name = message["name"]
         # First, so that the template's renderer starts beside the loading.
         self._preparer = Preparer(about.template, self._name, start=about.writes)
-        self._engine = open_engine(path, options, self._send, self._progress(), about.sampling)
+        self._engine = open_engine(
+            path, options, self._send, self._progress(), about.sampling, where_kept(path)
+        )
         self._send([events.done(window=self._engine.window)])
 
     def _progress(self) -> Callable[[float], None]:

@@ -4,7 +4,7 @@ Owns what this process inherits and how it ends; reads messages on the main thre
 work to an `Intake`. Must not know asyncio, the Runtime's connections or how models are found.
 
 Messages in: `load` once, then `gen`, `count`, `cancel`, `status`. When the other side is gone, so
-is this process, at once, whatever llama.cpp is doing.
+is this process, at once, whatever llama.cpp is doing; only what is already computed is still written to disk.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from myllm.worker.intake import Intake
 from myllm.worker.outbox import Outbox
 
 CHUNK: Final = 256 * 1024
+SETTLE: Final = 1.0
+"""Seconds that a process whose work is over may still take to write down what others can use again."""
 
 
 def main(fd: int) -> None:
@@ -62,4 +64,5 @@ def serve(connection: socket.socket, intake: Intake) -> None:
     except MyllmError as error:
         sys.stderr.write(f"{error}\n")
         os._exit(error.exit_status)
+    intake.settle(SETTLE)
     os._exit(0)
