@@ -18,7 +18,7 @@ HEAVY = {"llama_cpp", "numpy", "fastapi", "sqlite_utils", "asyncio"}
 DEAR = HEAVY | {"tqdm", "jinja2", "tomllib", "subprocess", "huggingface_hub", "importlib.metadata", "hashlib"}
 
 LEAVES = {
-    *("errors", "events", "hardware", "locks", "logs", "paths", "protocol", "requests", "settings"),
+    *("conversation", "errors", "events", "hardware", "locks", "logs", "paths", "protocol", "requests", "settings"),
     *("socket_file", "spawning", "tokenizer"),
 }
 MIDDLE = {"engine", "models", "prompts", "storage"}
