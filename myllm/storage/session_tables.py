@@ -59,8 +59,9 @@ _TABLES: Final = (
     "CREATE INDEX messages_session ON messages (session)",
     "CREATE INDEX messages_parent ON messages (parent)",
     "CREATE INDEX messages_unsettled ON messages (session) WHERE unsettled",
+    "CREATE VIEW searched AS SELECT id, content FROM messages WHERE state <> 'open'",
     """CREATE VIRTUAL TABLE words USING fts5 (
-        content, content = 'messages', content_rowid = 'id', tokenize = 'unicode61 remove_diacritics 2'
+        content, content = 'searched', content_rowid = 'id', tokenize = 'unicode61 remove_diacritics 2'
     )""",
     """CREATE TRIGGER words_of_new AFTER INSERT ON messages WHEN new.state <> 'open' BEGIN
         INSERT INTO words (rowid, content) VALUES (new.id, new.content);
@@ -68,11 +69,12 @@ _TABLES: Final = (
     """CREATE TRIGGER words_of_removed AFTER DELETE ON messages WHEN old.state <> 'open' BEGIN
         INSERT INTO words (words, rowid, content) VALUES ('delete', old.id, old.content);
     END""",
-    """CREATE TRIGGER words_of_before AFTER UPDATE OF content, state ON messages
+    # before, and the next one after: of two triggers at one moment either may go first
+    """CREATE TRIGGER words_of_old BEFORE UPDATE OF content, state ON messages
     WHEN old.state <> 'open' BEGIN
         INSERT INTO words (words, rowid, content) VALUES ('delete', old.id, old.content);
     END""",
-    """CREATE TRIGGER words_of_after AFTER UPDATE OF content, state ON messages
+    """CREATE TRIGGER words_of_changed AFTER UPDATE OF content, state ON messages
     WHEN new.state <> 'open' BEGIN
         INSERT INTO words (rowid, content) VALUES (new.id, new.content);
     END""",
