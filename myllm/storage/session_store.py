@@ -191,7 +191,8 @@ class SessionStore(Protocol):
     def recover(self) -> None:
         """Does for all turns that died with their process what their end would have done; waits for no other.
 
-        Whether a process lives is known by its hold on the turn, not by time.
+        Whether a process lives is known by its hold on the turn, not by time. Does nothing where the store
+        may not be written.
         """
         ...
 

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from myllm.conversation import LOCAL, NOTHING, Message, Session, State
-from myllm.errors import MyllmError, NotFoundError, TryAgainError, UsageError
+from myllm.errors import (
+    CannotCreateError,
+    MyllmError,
+    NotFoundError,
+    PermissionDeniedError,
+    TryAgainError,
+    UsageError,
+)
 from myllm.storage import session_search
 from myllm.storage.session_file import SessionFile, errors_named
 from myllm.storage.session_ids import parsed, prefix_span, written
@@ -43,6 +50,8 @@ TREE_ROWS: Final = 500
 """Messages that one statement of `tree` reads; between two of them others may use the store."""
 NAMED: Final = 3
 """Sessions that an error names."""
+_NOT_OURS_TO_END: Final = (TryAgainError, PermissionDeniedError, CannotCreateError)
+"""A turn that is alive, and all where nothing can be written."""
 
 
 def sessions_file(folder: Path) -> Path:
@@ -256,9 +265,7 @@ class SQLiteSessions:
     def turn(self, session: str, wait_seconds: float = TURN_SECONDS) -> Iterator[None]:
         number = _session_number(session)
         self._check_there(number)
-        with ExitStack() as ending:
-            with errors_named(self._turns.folder):
-                ending.enter_context(self._turns.held(session, wait_seconds))
+        with self._turn_held(session, wait_seconds):
             self._check_there(number)  # it may have been removed while we waited
             self._settle(number)
             try:
@@ -272,8 +279,16 @@ class SQLiteSessions:
             rows = connection.execute("SELECT DISTINCT session FROM messages WHERE unsettled").fetchall()
         begun = {written(number) for (number,) in rows}
         for session in sorted(begun.union(self._turns.left())):
-            with suppress(TryAgainError, NotFoundError), self.turn(session, wait_seconds=0):
-                pass
+            with suppress(*_NOT_OURS_TO_END), self._turn_held(session, wait_seconds=0):
+                if (number := parsed(session)) is not None:
+                    self._settle(number)
+
+    @contextmanager
+    def _turn_held(self, session: str, wait_seconds: float) -> Iterator[None]:
+        with ExitStack() as ending:
+            with errors_named(self._turns.folder):
+                ending.enter_context(self._turns.held(session, wait_seconds))
+            yield
 
     def _settle(self, number: int) -> None:
         """Ends what a turn left, its lock being held."""
