@@ -18,7 +18,18 @@ HEAVY = {"llama_cpp", "numpy", "fastapi", "sqlite_utils", "asyncio"}
 DEAR = HEAVY | {"tqdm", "jinja2", "tomllib", "subprocess", "huggingface_hub", "importlib.metadata", "hashlib"}
 
 LEAVES = {
-    *("conversation", "errors", "events", "hardware", "locks", "logs", "paths", "protocol", "requests", "settings"),
+    *(
+        "conversation",
+        "errors",
+        "events",
+        "hardware",
+        "locks",
+        "logs",
+        "paths",
+        "protocol",
+        "requests",
+        "settings",
+    ),
     *("socket_file", "spawning", "tokenizer"),
 }
 MIDDLE = {"engine", "models", "prompts", "storage"}

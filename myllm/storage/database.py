@@ -72,7 +72,9 @@ def open_unwritable(path: Path, migrations: Sequence[Migration]) -> sqlite3.Conn
     """
     try:
         return _open_to_read(path, migrations, "mode=ro")
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
+        if primary_code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            raise
         # WAL mode wants an index beside the file, and that can neither be found nor made: read it as it is
         return _open_to_read(path, migrations, "immutable=1")
 

@@ -1,4 +1,4 @@
-"""The file that sessions are in: one connection for all threads, and what its errors mean to a user.
+"""The file that sessions are in: a connection to read and one to write, and what errors mean to a user.
 
 Owns opening, the fall-back to reading only, and transactions. A file of sessions is never set aside or
 begun anew by itself. Must not know what is asked of it.
@@ -35,7 +35,9 @@ from myllm.storage.database import (
 from myllm.storage.session_tables import MIGRATIONS
 
 BUSY_SECONDS: Final = 5.0
-"""How long a call waits for another process's lock: an import of many sessions takes some."""
+"""How long a call waits for another process's lock: an import of many messages takes some."""
+PRAGMAS: Final = ("foreign_keys = ON", "fullfsync = ON", "checkpoint_fullfsync = ON")
+"""`fullfsync`: what macOS calls fsync leaves data in the disk's own memory."""
 _NOT_PERMITTED: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT_WRITABLE: Final = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM)
 _ADVICE: Final[dict[int, tuple[type[MyllmError], str]]] = {
@@ -52,44 +54,65 @@ class SessionFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._not_writable: Exception | None = None
+        self.reader = _Connection(path)
+        self.writer = _Connection(path)
+        """Apart, so that reading does not wait while this process waits to write."""
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection, for this thread alone inside the block. Raises what `SessionStore` lists."""
-        with self._lock, errors_named(self.path), broken_noticed(self.path):
-            yield self._connected()
+        """A connection, for this thread alone inside the block. Raises what `SessionStore` lists."""
+        with errors_named(self.path), broken_noticed(self.path), self.reader.held() as connection:
+            yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """The same in one transaction, synced to disk at its end."""
-        with self.reading() as connection:
-            if self._not_writable is not None:
-                raise self._not_writable
+        with errors_named(self.path), broken_noticed(self.path), self.writer.held() as connection:
+            if self.writer.not_writable is not None:
+                raise self.writer.not_writable
             with transaction(connection):
                 yield connection
 
     def close(self) -> None:
-        with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
+        for connection in (self.reader, self.writer):
+            connection.close()
 
-    def _connected(self) -> sqlite3.Connection:
-        if self._connection is None:
-            try:
-                opened = open_database(self.path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
-                self._not_writable = None
-            except (OSError, sqlite3.OperationalError) as error:
-                if not _forbids_writing(error) or not self.path.exists():
-                    raise
-                opened = open_unwritable(self.path, MIGRATIONS)
-                self._not_writable = error
-            opened.execute("PRAGMA foreign_keys = ON")
-            self._connection = opened
-        return self._connection
+
+class _Connection:
+    """One at a time uses it. Raises errors as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self.opened: sqlite3.Connection | None = None
+        self.not_writable: Exception | None = None
+        """Why it only reads."""
+
+    @contextmanager
+    def held(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            if self.opened is None:
+                self.opened = self._open()
+            yield self.opened
+
+    def close(self) -> None:
+        with self._lock:
+            if self.opened is not None:
+                self.opened.close()
+            self.opened = None
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            opened = open_database(self._path, MIGRATIONS, busy_seconds=BUSY_SECONDS)
+            self.not_writable = None
+        except (OSError, sqlite3.OperationalError) as error:
+            if not _forbids_writing(error) or not self._path.exists():
+                raise
+            opened = open_unwritable(self._path, MIGRATIONS)
+            self.not_writable = error
+        for pragma in PRAGMAS:
+            opened.execute(f"PRAGMA {pragma}")
+        return opened
 
 
 @contextmanager

@@ -18,7 +18,8 @@ SHORTEST_PREFIX: Final = 4
 """As git's: fewer characters stand for weeks, and name what was not meant."""
 _BITS: Final = 5
 _CHANCE_BITS: Final = 15
-_LAST_SECOND: Final = 2**35 - 1
+_LAST_SECOND: Final = 2**34 - 1
+"""In the year 2514: half of the numbers are left to count on in, wherever a clock has been."""
 _VALUES: Final = {digit: value for value, digit in enumerate(DIGITS)}
 
 

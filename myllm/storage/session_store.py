@@ -44,8 +44,8 @@ class Hit(NamedTuple):
 class SessionStore(Protocol):
     """Sessions and their messages, kept. Ids are text that sorts in the order of making.
 
-    All methods block and may be called from any thread. `session` and `message` are whole ids, as values
-    carry them; only `find` takes what people type. All raise NotFoundError for what is not there, and:
+    All methods block and may be called from any thread. Ids are given whole, as values carry them; only
+    `find` and `find_message` take what people type. All raise NotFoundError for what is not there, and:
 
     - TryAgainError where another process keeps the store locked for longer than 5 s,
     - IOFailureError where it cannot be written or read, such as on a full disk; what was there stays,
@@ -122,6 +122,10 @@ class SessionStore(Protocol):
 
     def path(self, session: str, newest: int | None = None) -> list[Message]:
         """The conversation, oldest first: all of it, or its newest messages at a cost of just those."""
+        ...
+
+    def find_message(self, session: str, wanted: str) -> Message:
+        """One of the session's messages by its id or a unique prefix of it. Raises as `find`."""
         ...
 
     def tree(self, session: str) -> Iterator[Message]:

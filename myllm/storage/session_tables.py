@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from myllm.conversation import Message, Session, State
@@ -221,10 +221,6 @@ def message_of(row: tuple[Any, ...]) -> Message:
         tokens=json.loads(tokens),
         answer=json.loads(answer),
     )
-
-
-def messages_of(rows: Iterable[tuple[Any, ...]]) -> list[Message]:
-    return [message_of(row) for row in rows]
 
 
 def _written_parts(message: Message) -> tuple[str | None, ...]:

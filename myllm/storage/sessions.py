@@ -19,24 +19,34 @@ from myllm.conversation import LOCAL, NOTHING, Message, Session, State
 from myllm.errors import (
     CannotCreateError,
     MyllmError,
-    NotFoundError,
     PermissionDeniedError,
     TryAgainError,
     UsageError,
 )
 from myllm.storage import session_search
 from myllm.storage.session_file import SessionFile, errors_named
-from myllm.storage.session_ids import parsed, prefix_span, written
+from myllm.storage.session_ids import parsed, written
 from myllm.storage.session_import import import_session
+from myllm.storage.session_queries import (
+    depth,
+    message_at,
+    message_found,
+    message_number,
+    messages_at,
+    newest_of_path,
+    own_messages,
+    place,
+    session_at,
+    session_found,
+    session_number,
+    shared_numbers,
+)
 from myllm.storage.session_store import HEAD, PAGE, TURN_SECONDS, Hit, Order
 from myllm.storage.session_tables import (
-    MESSAGE_COLUMNS,
     SESSIONS,
     check_name_free,
     insert_message,
     insert_session,
-    message_of,
-    messages_of,
     next_number,
     packed,
     session_of,
@@ -48,10 +58,33 @@ FILE: Final = "sessions.sqlite"
 TURNS: Final = "turns"
 TREE_ROWS: Final = 500
 """Messages that one statement of `tree` reads; between two of them others may use the store."""
-NAMED: Final = 3
-"""Sessions that an error names."""
 _NOT_OURS_TO_END: Final = (TryAgainError, PermissionDeniedError, CannotCreateError)
 """A turn that is alive, and all where nothing can be written."""
+
+_NEEDED: Final = """
+    SELECT child.session, child.parent FROM messages AS m JOIN messages AS child ON child.parent = m.id
+    WHERE m.session = :session AND child.session <> :session
+    UNION SELECT s.id, s.forked_at FROM messages AS m JOIN sessions AS s ON s.forked_at = m.id
+    WHERE m.session = :session AND s.id <> :session
+"""
+"""Which sessions go on from which messages of this one."""
+_INHERIT: Final = """
+    WITH RECURSIVE up (id, parent) AS (
+        SELECT id, parent FROM messages WHERE id = :message AND session = :session
+        UNION ALL SELECT m.id, m.parent FROM up JOIN messages AS m ON m.id = up.parent
+        WHERE m.session = :session
+    )
+    UPDATE messages SET session = :heir WHERE id IN (SELECT id FROM up)
+"""
+_ANSWERED: Final = "UPDATE messages SET unsettled = 0 WHERE id = ? AND unsettled AND state = 'whole'"
+_TOUCH: Final = (
+    "UPDATE sessions SET updated = ? WHERE id = (SELECT m.session FROM messages AS m WHERE m.id = ?)"
+)
+_IS_UNSETTLED: Final = "SELECT 1 FROM messages WHERE session = ? AND unsettled LIMIT 1"
+_SETTLE: Final = (
+    "UPDATE messages SET unsettled = 0, state = CASE state WHEN 'open' THEN 'cut' ELSE 'failed' END"
+    " WHERE session = ? AND unsettled"
+)
 
 
 def sessions_file(folder: Path) -> Path:
@@ -97,20 +130,11 @@ class SQLiteSessions:
         with self._file.writing() as connection:
             number = next_number(connection, "sessions", now)
             insert_session(connection, number, new)
-            return _session(connection, number)
+            return session_at(connection, number)
 
     def find(self, wanted: str, *, owner: str = LOCAL) -> Session:
         with self._file.reading() as connection:
-            named = f"{SESSIONS} WHERE s.owner = ? AND s.name = ?"
-            if (row := connection.execute(named, (owner, wanted)).fetchone()) is not None:
-                return session_of(row)
-            found = _by_prefix(connection, wanted, owner)
-            if not found:
-                raise _no_session(connection, wanted, owner)
-        if len(found) > 1:
-            ids = ", ".join(session.id for session in found[:NAMED])
-            raise UsageError(f"session {wanted!r}: several ids begin so: {ids}; give more of it")
-        return found[0]
+            return session_found(connection, wanted, owner)
 
     def last(self, *, owner: str = LOCAL, directory: str | None = None) -> Session | None:
         begun_here = self.page(owner=owner, directory=directory, limit=1) if directory is not None else []
@@ -144,64 +168,66 @@ class SQLiteSessions:
 
     def rename(self, session: str, name: str | None) -> Session:
         with self._file.writing() as connection:
-            old = _session(connection, _session_number(session))
+            old = session_at(connection, session_number(session))
             if name != old.name:
                 check_name_free(connection, old.owner, name)
             return self._changed(connection, old, "name = ?", name)
 
     def update(self, session: Session) -> Session:
         with self._file.writing() as connection:
-            old = _session(connection, _session_number(session.id))
+            old = session_at(connection, session_number(session.id))
             values = (session.model, session.system, packed(session.settings))
             return self._changed(connection, old, "model = ?, system = ?, settings = ?", *values)
 
     def fork(self, session: str, at: str | None = HEAD, name: str | None = None) -> Session:
         now = self._now()
         with self._file.writing() as connection:
-            source = _session(connection, _session_number(session))
-            place = _place(connection, source, at)
+            source = session_at(connection, session_number(session))
+            at_number = place(connection, source, at)
             number = next_number(connection, "sessions", now)
             insert_session(
                 connection,
                 number,
                 replace(source, name=name, created=now, updated=now),
-                head=place,
-                parent=_session_number(session),
-                forked_at=place,
+                head=at_number,
+                parent=session_number(session),
+                forked_at=at_number,
             )
-            return _session(connection, number)
+            return session_at(connection, number)
 
     def remove(self, session: str) -> None:
-        number = _session_number(session)
+        number = session_number(session)
         with self._file.writing() as connection:
-            _session(connection, number)
+            session_at(connection, number)
             for heir, message in connection.execute(_NEEDED, {"session": number}).fetchall():
                 connection.execute(_INHERIT, {"session": number, "heir": heir, "message": message})
-            connection.execute("UPDATE sessions SET head = NULL WHERE id = ?", (number,))
             connection.execute("DELETE FROM messages WHERE session = ?", (number,))
             connection.execute("DELETE FROM sessions WHERE id = ?", (number,))
 
     def import_session(self, session: Session, messages: Iterable[Message]) -> Session:
         tree = list(messages)
         with self._file.writing() as connection:
-            return _session(connection, import_session(connection, session, tree, self._now()))
+            return session_at(connection, import_session(connection, session, tree, self._now()))
 
     # ── messages ────────────────────────────────────────────────────────────────────────────
 
     def path(self, session: str, newest: int | None = None) -> list[Message]:
-        number = _session_number(session)
-        limit = -1 if newest is None else newest
+        number = session_number(session)
         with self._file.reading() as connection:
-            rows = connection.execute(_PATH, {"session": number, "newest": limit}).fetchall()
-            if not rows:
-                _session(connection, number)
-        return messages_of(rows)
+            if not (path := newest_of_path(connection, number, newest)):
+                session_at(connection, number)
+            return path
+
+    def find_message(self, session: str, wanted: str) -> Message:
+        with self._file.reading() as connection:
+            within = session_at(connection, session_number(session))
+            return message_at(connection, message_found(connection, within, wanted))
 
     def tree(self, session: str) -> Iterator[Message]:
-        number = _session_number(session)
+        number = session_number(session)
         with self._file.reading() as connection:
-            _session(connection, number)
-            shared = [row[0] for row in connection.execute(_SHARED, {"session": number})]
+            session_at(connection, number)
+            shared = shared_numbers(connection, number)
         return merge(self._those(shared), self._own(number), key=lambda message: message.id)
 
     def append(
@@ -231,27 +257,27 @@ class SQLiteSessions:
         )
         unsettled = state is State.OPEN or (role == "user" and state is State.WHOLE)
         with self._file.writing() as connection:
-            into = _session(connection, _session_number(session))
-            after = _place(connection, into, parent)
+            into = session_at(connection, session_number(session))
+            after = place(connection, into, parent)
             number = next_number(connection, "messages", new.created)
-            place = (number, _session_number(session), after, _depth(connection, after) + 1)
-            insert_message(connection, place, new, unsettled=unsettled)
+            where = (number, session_number(session), after, depth(connection, after) + 1)
+            insert_message(connection, where, new, unsettled=unsettled)
             connection.execute(_ANSWERED, (after,))
             self._changed(connection, into, "head = ?", number)
-            return _message(connection, number)
+            return message_at(connection, number)
 
     def write_answer(self, answer: Message) -> None:
-        number = _message_number(answer.id)
+        number = message_number(answer.id)
         with self._file.writing() as connection:
-            if _message(connection, number).state not in (State.OPEN, State.CUT):
+            if message_at(connection, number).state not in (State.OPEN, State.CUT):
                 raise UsageError(f"message {answer.id}: it is whole, and stays as it is")
             update_message(connection, number, answer)
             connection.execute(_TOUCH, (self._now(), number))
 
     def move_head(self, session: str, to: str | None) -> Session:
         with self._file.writing() as connection:
-            old = _session(connection, _session_number(session))
-            return self._changed(connection, old, "head = ?", _place(connection, old, to))
+            old = session_at(connection, session_number(session))
+            return self._changed(connection, old, "head = ?", place(connection, old, to))
 
     def search(
         self, words: str, *, owner: str = LOCAL, order: Order = "newest", limit: int = PAGE
@@ -263,7 +289,7 @@ class SQLiteSessions:
 
     @contextmanager
     def turn(self, session: str, wait_seconds: float = TURN_SECONDS) -> Iterator[None]:
-        number = _session_number(session)
+        number = session_number(session)
         self._check_there(number)
         with self._turn_held(session, wait_seconds):
             self._check_there(number)  # it may have been removed while we waited
@@ -300,25 +326,24 @@ class SQLiteSessions:
 
     def _check_there(self, number: int) -> None:
         with self._file.reading() as connection:
-            _session(connection, number)
+            session_at(connection, number)
 
     # ── pieces ──────────────────────────────────────────────────────────────────────────────
 
     def _changed(
         self, connection: sqlite3.Connection, session: Session, assignments: str, *values: Any
     ) -> Session:
-        number = _session_number(session.id)
+        number = session_number(session.id)
         statement = f"UPDATE sessions SET {assignments}, updated = ? WHERE id = ?"  # noqa: S608 — constants only
         connection.execute(statement, (*values, self._now(), number))
-        return _session(connection, number)
+        return session_at(connection, number)
 
     def _those(self, numbers: list[int]) -> Iterator[Message]:
         """Messages by their numbers, which ascend, a few at a time."""
         for at in range(0, len(numbers), TREE_ROWS):
             part = numbers[at : at + TREE_ROWS]
             with self._file.reading() as connection:
-                query = f"SELECT {MESSAGE_COLUMNS} FROM messages AS m WHERE m.id IN ({','.join('?' * len(part))}) ORDER BY m.id"  # noqa: S608, E501 — marks only
-                found = messages_of(connection.execute(query, part))
+                found = messages_at(connection, part)
             yield from found
 
     def _own(self, number: int) -> Iterator[Message]:
@@ -326,124 +351,8 @@ class SQLiteSessions:
         last = -1
         while True:
             with self._file.reading() as connection:
-                found = connection.execute(_OWN, (number, last, TREE_ROWS)).fetchall()
-            yield from messages_of(found)
+                found = own_messages(connection, number, last, TREE_ROWS)
+            yield from found
             if len(found) < TREE_ROWS:
                 return
-            last = found[-1][0]
-
-
-# ── statements ──────────────────────────────────────────────────────────────────────────────
-
-_PATH: Final = f"""
-    WITH RECURSIVE back (id, parent, n) AS (
-        SELECT m.id, m.parent, 1 FROM sessions AS s JOIN messages AS m ON m.id = s.head WHERE s.id = :session
-        UNION ALL SELECT m.id, m.parent, n + 1 FROM back JOIN messages AS m ON m.id = back.parent
-        LIMIT :newest
-    )
-    SELECT {MESSAGE_COLUMNS} FROM back CROSS JOIN messages AS m ON m.id = back.id ORDER BY back.n DESC
-"""  # noqa: S608 — constants only
-_UP: Final = """
-    WITH RECURSIVE up (id, parent, session) AS (
-        SELECT m.id, m.parent, m.session FROM sessions AS s JOIN messages AS m ON m.id = s.forked_at
-        WHERE s.id = :session
-        UNION ALL SELECT m.id, m.parent, m.session FROM up JOIN messages AS m ON m.id = up.parent
-    )
-"""
-"""The path that a fork shares, from where it was forked up."""
-_SHARED: Final = f"{_UP} SELECT id FROM up WHERE session <> :session ORDER BY id"  # noqa: S608
-_IS_SHARED: Final = f"{_UP} SELECT 1 FROM up WHERE id = :message"  # noqa: S608
-_OWN: Final = (
-    f"SELECT {MESSAGE_COLUMNS} FROM messages AS m WHERE m.session = ? AND m.id > ? ORDER BY m.id LIMIT ?"  # noqa: S608 — constants only
-)
-_NEEDED: Final = """
-    SELECT child.session, child.parent FROM messages AS m JOIN messages AS child ON child.parent = m.id
-    WHERE m.session = :session AND child.session <> :session
-    UNION SELECT s.id, s.forked_at FROM messages AS m JOIN sessions AS s ON s.forked_at = m.id
-    WHERE m.session = :session AND s.id <> :session
-"""
-"""Which sessions go on from which messages of this one."""
-_INHERIT: Final = """
-    WITH RECURSIVE up (id, parent) AS (
-        SELECT id, parent FROM messages WHERE id = :message AND session = :session
-        UNION ALL SELECT m.id, m.parent FROM up JOIN messages AS m ON m.id = up.parent
-        WHERE m.session = :session
-    )
-    UPDATE messages SET session = :heir WHERE id IN (SELECT id FROM up)
-"""
-_ANSWERED: Final = "UPDATE messages SET unsettled = 0 WHERE id = ? AND unsettled AND state = 'whole'"
-_TOUCH: Final = (
-    "UPDATE sessions SET updated = ? WHERE id = (SELECT m.session FROM messages AS m WHERE m.id = ?)"
-)
-_IS_UNSETTLED: Final = "SELECT 1 FROM messages WHERE session = ? AND unsettled LIMIT 1"
-_SETTLE: Final = (
-    "UPDATE messages SET unsettled = 0, state = CASE state WHEN 'open' THEN 'cut' ELSE 'failed' END"
-    " WHERE session = ? AND unsettled"
-)
-
-
-def _session(connection: sqlite3.Connection, number: int) -> Session:
-    row = connection.execute(f"{SESSIONS} WHERE s.id = ?", (number,)).fetchone()
-    if row is None:
-        raise NotFoundError(f"session {written(number)}: there is none of this id; see `myllm sessions`")
-    return session_of(row)
-
-
-def _message(connection: sqlite3.Connection, number: int) -> Message:
-    query = f"SELECT {MESSAGE_COLUMNS} FROM messages AS m WHERE m.id = ?"  # noqa: S608 — constants only
-    row = connection.execute(query, (number,)).fetchone()
-    if row is None:
-        raise NotFoundError(f"message {written(number)}: there is none of this id")
-    return message_of(row)
-
-
-def _place(connection: sqlite3.Connection, session: Session, message: str | None) -> int | None:
-    """The number of a message of the session's. Raises NotFoundError where it is not in the session."""
-    if message == HEAD:
-        message = session.head
-    if message is None:
-        return None
-    number = _message_number(message)
-    if message == session.head:
-        return number
-    own = _session_number(session.id)
-    row = connection.execute("SELECT session FROM messages WHERE id = ?", (number,)).fetchone()
-    shared = {"session": own, "message": number}
-    if row != (own,) and connection.execute(_IS_SHARED, shared).fetchone() is None:
-        raise NotFoundError(f"message {message}: it is not in session {session.name or session.id}")
-    return number
-
-
-def _depth(connection: sqlite3.Connection, number: int | None) -> int:
-    row = connection.execute("SELECT depth FROM messages WHERE id = ?", (number,)).fetchone()
-    return int(row[0]) if row else 0
-
-
-def _by_prefix(connection: sqlite3.Connection, prefix: str, owner: str) -> list[Session]:
-    """Sessions whose id begins so, one more than an error names at most."""
-    if (span := prefix_span(prefix)) is None:
-        return []
-    query = f"{SESSIONS} WHERE s.id BETWEEN ? AND ? AND s.owner = ? ORDER BY s.id LIMIT ?"
-    return [session_of(row) for row in connection.execute(query, (*span, owner, NAMED + 1))]
-
-
-def _no_session(connection: sqlite3.Connection, wanted: str, owner: str) -> NotFoundError:
-    from difflib import get_close_matches
-
-    query = "SELECT name FROM sessions WHERE owner = ? AND name IS NOT NULL"
-    names = [name for (name,) in connection.execute(query, (owner,))]
-    near = ", ".join(get_close_matches(wanted, names, NAMED))
-    hint = f"did you mean {near}?" if near else "see `myllm sessions`"
-    return NotFoundError(f"session {wanted!r}: none has this name, or an id that begins so; {hint}")
-
-
-def _session_number(session: str) -> int:
-    if (number := parsed(session)) is None:
-        raise NotFoundError(f"session {session!r}: this is no session's id")
-    return number
-
-
-def _message_number(message: str) -> int:
-    if (number := parsed(message)) is None:
-        raise NotFoundError(f"message {message!r}: this is no message's id")
-    return number
+            last = message_number(found[-1].id)

@@ -1,8 +1,8 @@
 """`python -m tests.bench.session_store`: what calls of the session store take, and how that grows.
 
 Figures are in ms of one call each, on a store of 1,000,000 messages in 10,000 sessions and on one of
-10,000 messages; the p95 of those that are judged is to be at most 50 ms. Run it by hand on a machine that does nothing else; it
-takes some minutes and 2 GB in `--work`, most of which is for filling the store.
+10,000 messages; the p95 of those that are judged is to be at most 50 ms. Run it by hand on a machine that
+does nothing else; it takes some minutes and 2 GB in `--work`, most of which is for filling the store.
 """
 
 from __future__ import annotations

@@ -460,6 +460,23 @@ def test_a_long_tree_comes_in_order_while_it_grows(store: SessionStore) -> None:
     assert [first, *tree] == [*trunk[:1050], *branch]
 
 
+def test_a_message_is_found_by_the_beginning_of_its_id_in_its_session(store: SessionStore) -> None:
+    session, stranger = store.create("work"), store.create()
+    a, b, c = say(store, session, *"abc")
+    (theirs,) = say(store, stranger, "d")
+    fork = store.fork(session.id, b.id)
+    e = store.append(fork.id, "user", "e")
+    for message in (a, b, c):
+        assert store.find_message(session.id, message.id) == message
+        assert store.find_message(session.id, message.id[:7]) == message
+    assert [store.find_message(fork.id, message.id[:7]) for message in (a, b, e)] == [a, b, e]
+    for wanted in (c.id, theirs.id, "", "work", "zzzz"):
+        with pytest.raises(NotFoundError):
+            store.find_message(fork.id, wanted)
+    with pytest.raises(UsageError, match=f"{a.id}, {b.id}"):
+        store.find_message(fork.id, a.id[:4])
+
+
 # ── forks ───────────────────────────────────────────────────────────────────────────────────
 
 

@@ -50,7 +50,8 @@ def kept(folder: Path) -> Session:
 
 
 def connection_of(store: SQLiteSessions) -> sqlite3.Connection:
-    connection = store._file._connection
+    """The one that writes."""
+    connection = store._file.writer.opened
     assert connection is not None
     return connection
 
@@ -184,14 +185,30 @@ def test_another_process_that_goes_on_writing_is_given_up(
         with pytest.raises(TryAgainError, match="locked by another process; try again"):
             store.append(kept.id, "user", "late")
         assert busy_seconds - 0.1 < time.monotonic() - began < busy_seconds + 2
-        assert [message.content for message in store.path(kept.id)] == ["hello"], "readers never wait"
         holder.write(b"\n")
         holder.flush()
     assert store.append(kept.id, "user", "now").content == "now"
 
 
-def test_a_full_disk_leaves_what_was_there(store: SQLiteSessions, kept: Session) -> None:
+def test_reading_waits_for_no_writer(store: SQLiteSessions, folder: Path, kept: Session) -> None:
+    """Not even for one of the same process that is waiting."""
     store.path(kept.id)
+    with locked_elsewhere(folder) as holder:
+        writing = threading.Thread(target=lambda: store.append(kept.id, "user", "late"))
+        writing.start()
+        time.sleep(0.1)
+        began = time.monotonic()
+        assert [message.content for message in store.path(kept.id)] == ["hello"]
+        assert time.monotonic() - began < 1
+        assert writing.is_alive()
+        holder.write(b"\n")
+        holder.flush()
+        writing.join(10)
+    assert store.find("kept").n_messages == 2
+
+
+def test_a_full_disk_leaves_what_was_there(store: SQLiteSessions, kept: Session) -> None:
+    store.update(kept)
     connection = connection_of(store)
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages + 2}")
@@ -226,7 +243,7 @@ def test_a_write_that_fails_anywhere_in_a_call_undoes_the_call(store: SQLiteSess
 
     before = everything()
     connection = connection_of(store)
-    for statement in ("UPDATE ON messages", "DELETE ON messages", "UPDATE ON sessions", "DELETE ON sessions"):
+    for statement in ("UPDATE ON messages", "DELETE ON messages", "DELETE ON sessions"):
         connection.execute(
             f"CREATE TEMP TRIGGER failing AFTER {statement} BEGIN SELECT raise(ABORT, 'no'); END"
         )
@@ -305,9 +322,14 @@ def steps(store: SQLiteSessions, call: Any) -> int:
         nonlocal done
         done += 1
 
-    connection_of(store).set_progress_handler(step, 1)
+    with store._file.reading() as reader:
+        pass
+    writer = connection_of(store)
+    for connection in (reader, writer):
+        connection.set_progress_handler(step, 1)
     call()
-    connection_of(store).set_progress_handler(None, 1)
+    for connection in (reader, writer):
+        connection.set_progress_handler(None, 1)
     return done
 
 
@@ -464,6 +486,7 @@ def test_a_writer_killed_at_any_moment_loses_nothing_it_acknowledged(folder: Pat
             store.recover()
             check_kept(store, session, acknowledged)
             cut += store.path(session)[-1].state is not State.WHOLE
-            assert connection_of(store).execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            with store._file.reading() as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     assert cut, "no turn was under way at any kill"
     assert locks_left(folder) == []
