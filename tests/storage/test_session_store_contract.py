@@ -514,14 +514,15 @@ def test_an_empty_session_can_be_forked(store: SessionStore) -> None:
     assert (fork.parent, fork.forked_at, store.path(fork.id)) == (session.id, None, [])
 
 
-def test_forks_inherit_what_they_need_of_a_removed_session(store: SessionStore) -> None:
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)], ids=["oldest first", "newest first"])
+def test_forks_inherit_what_they_need_of_removed_sessions(store: SessionStore, order: slice) -> None:
     session = store.create()
     a, b, _, _ = say(store, session, *"abcd")
     fork = store.fork(session.id, b.id)
     say(store, fork, "e")
     second = store.fork(fork.id, a.id)
     third = store.fork(fork.id)
-    for removed in (session, fork):
+    for removed in (session, fork)[order]:
         store.remove(removed.id)
         with pytest.raises(NotFoundError):
             store.find(removed.id)

@@ -184,7 +184,7 @@ def test_another_process_that_goes_on_writing_is_given_up(
         began = time.monotonic()
         with pytest.raises(TryAgainError, match="locked by another process; try again"):
             store.append(kept.id, "user", "late")
-        assert busy_seconds - 0.1 < time.monotonic() - began < busy_seconds + 2
+        assert busy_seconds - 0.1 < time.monotonic() - began < busy_seconds + 1
         holder.write(b"\n")
         holder.flush()
     assert store.append(kept.id, "user", "now").content == "now"
@@ -335,12 +335,15 @@ def steps(store: SQLiteSessions, call: Any) -> int:
 
 def test_the_cost_of_a_turn_does_not_depend_on_the_sessions_length(store: SQLiteSessions) -> None:
     short, long = (store.import_session(*chain(length)).id for length in (60, 6000))
+    forks = {id_: store.fork(id_).id for id_ in (short, long)}
+    back = {id_: store.path(id_, 2)[0].id for id_ in (short, long)}
     for call in (
         lambda id_: store.path(id_, 50),
         lambda id_: store.append(id_, "user", "hi"),
         lambda id_: store.find(id_),
         lambda id_: store.fork(id_),
         lambda id_: store.move_head(id_, "HEAD"),
+        lambda id_: store.move_head(forks[id_], back[id_]),
     ):
         costs = [steps(store, lambda call=call, id_=id_: call(id_)) for id_ in (short, long)]
         assert costs[1] < 1.1 * costs[0] + 20
