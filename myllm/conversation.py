@@ -14,6 +14,7 @@ from typing import Any, Final
 LOCAL: Final = "local"
 """The owner of what the user of this machine makes; HTTP's are the names of its API keys."""
 NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+"""The default of a parameter; a field of a dataclass takes no mapping for one before Python 3.12."""
 
 
 class State(StrEnum):
@@ -43,11 +44,11 @@ class Message:
     state: State = State.WHOLE
     reasoning: str = ""
     """What an answer began with in `<think>`; not part of `content`."""
-    extra: Mapping[str, Any] = NOTHING
+    extra: Mapping[str, Any] = field(default_factory=dict)
     """Further keys as templates and OpenAI's format name them: `name`, `tool_calls`, `tool_call_id`."""
-    tokens: Mapping[str, int] = NOTHING
+    tokens: Mapping[str, int] = field(default_factory=dict)
     """The length in tokens by tokenizer's fingerprint, as rendered in its place."""
-    answer: Mapping[str, Any] = NOTHING
+    answer: Mapping[str, Any] = field(default_factory=dict)
     """Of an answer: `model`, `fingerprint`, `finish_reason`, `usage`, `timings`, `seed`, as in done events."""
 
     def to_wire(self) -> dict[str, Any]:
@@ -68,7 +69,7 @@ class Session:
     """The newest message; None in an empty session."""
     model: str | None = None
     system: str | None = None
-    settings: Mapping[str, Any] = NOTHING
+    settings: Mapping[str, Any] = field(default_factory=dict)
     """Sampling parameters by their wire names."""
     parent: str | None = None
     """The session that this was forked from, at `forked_at`."""
@@ -78,5 +79,5 @@ class Session:
     """Where it was begun."""
     n_messages: int = 0
     """Along the path."""
-    extra: Mapping[str, Any] = field(default=NOTHING)
+    extra: Mapping[str, Any] = field(default_factory=dict)
     """What an import knew beside: `source`, `title`."""
