@@ -35,7 +35,11 @@ def parse(data: bytes, notes: Notes, now: float) -> Iterator[Transcript]:
             notes.add("entry that is no conversation")
             continue
         try:
-            yield _Conversation(conversation, notes, now).transcript()
+            transcript = _Conversation(conversation, notes, now).transcript()
+            if transcript.messages:
+                yield transcript
+            else:
+                notes.add("conversation without messages")
         except BadDataError as error:
             notes.add(f"conversation {clean(str(conversation.get('title')), 40)!r}, left out: {error}")
 
@@ -78,6 +82,10 @@ class _Conversation:
         if not message or not isinstance(content, dict):
             return None
         created = moment(message.get("create_time"))
+        match message.get("metadata"):
+            case {"attachments": [*files]}:
+                for _ in files:
+                    self._notes.add("attached file")
         draft = Draft(role=role, created=self._about.created if created is None else created)
         self._fill(draft, content)
         if role == "system" or content.get("content_type") == "user_editable_context":
@@ -134,7 +142,7 @@ class _Conversation:
         match part:
             case str():
                 return part
-            case {"content_type": "audio_transcription", "text": str(text)}:
+            case {"text": str(text)}:
                 return text
             case {"content_type": str(kind)}:
                 return self._notes.mark(kind.removesuffix("_asset_pointer"))

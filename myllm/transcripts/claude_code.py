@@ -104,10 +104,10 @@ class _Reader:
         if line.get("type") not in ("user", "assistant") or not isinstance(message, dict):
             self._notes.add(f"line of type {line.get('type')!s:.40}")
             return []
+        if "toolUseResult" in line:
+            self._notes.add("detail of a tool's result beside its text")
         created = moment(line.get("timestamp"))
-        draft = Draft(
-            role=line["type"], created=self._about.created if created is None else created, content=[]
-        )
+        draft = Draft(role=line["type"], created=self._about.created if created is None else created)
         if draft.role == "assistant":
             draft.answer = _answer(message)
         content = message.get("content")

@@ -27,7 +27,12 @@ _ALLOWED: Final = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
 _TABLES: Final = "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0"
 """A view or a virtual table has no page of its own."""
 
-Row = dict[str, Any]
+
+class Row(dict[str, Any]):
+    """A row by its columns' names; a column that this version of the table lacks is None."""
+
+    def __missing__(self, name: str) -> None:
+        return None
 
 
 class ForeignDatabase:
@@ -66,7 +71,7 @@ class ForeignDatabase:
             for number, row in enumerate(cursor):
                 if number == MAX_ROWS:
                     raise BadDataError(f"{self._path}: a table of more than {MAX_ROWS:,} rows")
-                yield dict(zip(names, row, strict=True))
+                yield Row(zip(names, row, strict=True))
         except sqlite3.Error as error:
             raise self._refused(error) from error
 

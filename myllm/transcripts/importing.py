@@ -84,7 +84,7 @@ def recognised(line: bytes) -> str:
 
 
 def _parsed(
-    path: Path, file: BufferedReader, notes: Notes, format_: str | None, now: float
+    path: Path, file: BufferedReader[Any], notes: Notes, format_: str | None, now: float
 ) -> Iterator[Transcript]:
     start = file.peek(PEEK)
     if format_ == "llm" or (format_ is None and start.startswith(SQLITE)):
@@ -101,8 +101,8 @@ def _parsed(
     return LINES[format_](chain([first], rest), notes, now)
 
 
-def _whole(file: Any) -> bytes:
-    data: bytes = file.read(MAX_WHOLE + 1)
+def _whole(file: BufferedReader[Any]) -> bytes:
+    data = file.read(MAX_WHOLE + 1)
     if len(data) > MAX_WHOLE:
         raise BadDataError(f"longer than {MAX_WHOLE:,} bytes")
     return data.removeprefix(BOM)

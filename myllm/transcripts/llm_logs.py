@@ -1,4 +1,4 @@
-"""The logs of Simon Willison's `llm` (logs.db): conversations of responses, as it kept them up to 0.27 or so.
+"""The logs of Simon Willison's `llm` (logs.db): conversations of responses, as it kept them before its message store.
 
 What newer versions write is `llm_threads.py`'s; a database may hold both. Source: `llm/migrations.py` of
 0.36. A response is a turn: the prompt with its fragments and attachments, the results of the tools that the
@@ -36,7 +36,7 @@ def parse(path: Path, notes: Notes, now: float) -> Iterator[Transcript]:
                 threads.add(transcript.session.id)
                 yield transcript
         for _ in database.rows("SELECT id FROM logs") if database.has("logs") else ():
-            notes.add("row of the table `logs`, of llm before 0.4")
+            notes.add("row of the table `logs`, of llm's first versions")
         if database.has("conversations", "responses"):
             # A conversation that went on in a newer version is repeated there, from its beginning.
             yield from _conversations(database, threads, notes, now)
@@ -47,13 +47,15 @@ def _conversations(
 ) -> Iterator[Transcript]:
     names = {row["id"]: text(row["name"]) for row in database.rows("SELECT id, name FROM conversations")}
     turns = _Turns(database, notes)
-    for id_, responses in groupby(database.rows(_RESPONSES), key=lambda row: row.get("conversation_id")):
+    for id_, responses in groupby(
+        database.rows(_RESPONSES), key=lambda row: row["conversation_id"] or row["id"]
+    ):
         if text(id_) in known:
             continue
         about = About(source=SOURCE, id=text(id_), created=now, title=names.get(id_, ""))
         drafts: list[Draft] = []
         for number, row in enumerate(responses):
-            at = moment(row.get("datetime_utc"))
+            at = moment(row["datetime_utc"])
             if number == 0 and at is not None:
                 about.created = at
             if (system := turns.system(row)) and system not in about.system:
@@ -87,24 +89,24 @@ class _Turns:
 
     def system(self, row: Row) -> str:
         fragments = [text(fragment["content"]) for fragment in self._system_fragments[row["id"]]]
-        return "\n\n".join(filter(None, (*fragments, text(row.get("system")))))
+        return "\n\n".join(filter(None, (*fragments, text(row["system"]))))
 
     def drafts(self, row: Row, at: float) -> Iterator[Draft]:
         """The messages of a turn."""
         for result in self._results[row["id"]]:
-            extra = {"tool_call_id": text(result.get("tool_call_id"))}
-            yield Draft(role="tool", created=at, content=[text(result.get("output"))], extra=extra)
+            extra = {"tool_call_id": text(result["tool_call_id"])}
+            yield Draft(role="tool", created=at, content=[text(result["output"])], extra=extra)
         fragments = [text(fragment["content"]) for fragment in self._fragments[row["id"]]]
         # llm puts a newline between fragments and prompt (`Prompt.prompt`).
-        prompt = "\n".join(filter(None, (*fragments, text(row.get("prompt")))))
+        prompt = "\n".join(filter(None, (*fragments, text(row["prompt"]))))
         marks = [self._notes.mark(attachment["type"]) for attachment in self._attachments[row["id"]]]
         yield Draft(role="user", created=at, content=[prompt, *marks])
         answer = Draft(role="assistant", created=at, answer=llm_threads.answered(row))
-        answer.content.append(text(row.get("response")))
-        answer.reasoning.append(text(row.get("reasoning")))
+        answer.content.append(text(row["response"]))
+        answer.reasoning.append(text(row["reasoning"]))
         for call in self._calls[row["id"]]:
-            answer.call(text(call.get("tool_call_id")), text(call.get("name")), text(call.get("arguments")))
-        if text(row.get("options_json")) not in ("", "{}"):
+            answer.call(text(call["tool_call_id"]), text(call["name"]), text(call["arguments"]))
+        if text(row["options_json"]) not in ("", "{}"):
             self._notes.add("response's options")
         yield answer
 

@@ -29,17 +29,19 @@ def parse(database: ForeignDatabase, notes: Notes, now: float) -> Iterator[Trans
     """The threads of a database; what has no date is of `now`. Raises BadDataError."""
     budget = MAX_ROWS  # all threads may share one long chain, and each is written out
     for row in list(database.rows("SELECT * FROM threads ORDER BY id")):
-        created = moment(row.get("datetime_utc"))
+        created = moment(row["datetime_utc"])
         about = About(
             source=SOURCE,
             id=text(row["id"]),
             created=now if created is None else created,
-            title=text(row.get("name")),
+            title=text(row["name"]),
         )
+        if row["forked_from"]:
+            notes.add("mark of a thread as the fork of another")
         thread = _Thread(database, notes, about)
         for turn in list(database.rows(_TURNS, (row["id"],))):
             thread.take(text(turn["tip_message_hash"]), turn)
-        thread.take(text(row["tip_message_hash"]), {})
+        thread.take(text(row["tip_message_hash"]), Row())
         budget -= len(thread.nodes)
         if budget < 0:
             raise BadDataError(f"its threads hold more than {MAX_ROWS:,} messages")
@@ -55,8 +57,10 @@ class _Thread:
 
     def take(self, tip: str, turn: Row) -> None:
         """Adds what leads to `tip` and is not there yet; it came with `turn`."""
-        at = moment(turn.get("datetime_utc"))
+        at = moment(turn["datetime_utc"])
         at = self.about.created if at is None else at
+        if text(turn["options_json"]) not in ("", "{}"):
+            self.notes.add("response's options")
         place = tip
         while place and place not in self.nodes:
             row = next(self.database.rows(_MESSAGE, (place,)), None)
@@ -123,8 +127,8 @@ class _Thread:
 
 def answered(row: Row) -> dict[str, Any]:
     """What a row of `turns`, or of `responses`, knows of its answer, as in MyLLM's done events."""
-    prompt, made = row.get("input_tokens"), row.get("output_tokens")
-    answer: dict[str, Any] = {"model": text(row.get("resolved_model")) or text(row.get("model"))}
+    prompt, made = row["input_tokens"], row["output_tokens"]
+    answer: dict[str, Any] = {"model": text(row["resolved_model"]) or text(row["model"])}
     if isinstance(prompt, int) and isinstance(made, int):
         answer["usage"] = {"prompt_tokens": prompt, "completion_tokens": made}
     return answer

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from myllm.conversation import Message, Session, State
 from myllm.transcripts.json_lines import dumps
-from myllm.transcripts.transcript import Transcript, clean, date
+from myllm.transcripts.transcript import Transcript, calls, clean, date
 
 _SPECIAL: Final = r"([\\`*_{}\[\]<>()#+!|~&-])"
 _LINE_END: Final = r"\r\n|\r|\n"
@@ -52,8 +52,9 @@ def _blocks(message: Message) -> Iterator[str]:
             yield "### Answer"
     if message.content:
         yield _quoted(message.content)
-    for call in message.extra.get("tool_calls") or ():
-        yield from _call(call)
+    for call in calls(message):
+        yield " ".join(filter(None, ("### Calls", _code(call.name), _code(call.id))))
+        yield _fenced(call.arguments)
 
 
 def _heading(message: Message) -> Iterator[str]:
@@ -70,20 +71,8 @@ def _heading(message: Message) -> Iterator[str]:
         yield f"finish reason: {_escaped(clean(str(reason)))}"
 
 
-def _call(call: Any) -> Iterator[str]:
-    """A tool call in OpenAI's shape; of another shape, as it is."""
-    match call:
-        case {"function": {"name": name, "arguments": str(arguments)}}:
-            yield f"### Calls {_code(str(name))} {_code(str(call.get('id', '')))}".rstrip()
-            yield _fenced(arguments)
-        case _:
-            yield "### Calls"
-            yield _fenced(dumps(call))
-
-
 def _quoted(text: str) -> str:
-    return "
-".join(f"> {line}" if line else ">" for line in re.split(_LINE_END, text))
+    return "\n".join(f"> {line}" if line else ">" for line in re.split(_LINE_END, text))
 
 
 def _fenced(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from myllm.conversation import Message, State
-from myllm.transcripts.transcript import Transcript, clean, date
+from myllm.transcripts.transcript import Transcript, calls, clean, date
 
 
 def render(transcript: Transcript) -> Iterator[str]:
@@ -19,7 +19,9 @@ def render(transcript: Transcript) -> Iterator[str]:
     if session.system:
         yield f"\n[system]\n{_ended(session.system)}"
     for message in transcript.path():
-        yield f"\n[{' · '.join(_heading(message))}]\n{_ended(message.content)}{_calls(message)}"
+        yield f"\n[{' · '.join(_heading(message))}]\n{_ended(message.content)}"
+        for call in calls(message):
+            yield f"→ {call.name}({call.arguments})\n"
 
 
 def _heading(message: Message) -> Iterator[str]:
@@ -30,12 +32,6 @@ def _heading(message: Message) -> Iterator[str]:
     yield date(message.created)
     if message.state is not State.WHOLE:
         yield str(message.state)
-
-
-def _calls(message: Message) -> str:
-    """A line for each tool call."""
-    functions = [call.get("function") or {} for call in message.extra.get("tool_calls") or ()]
-    return "".join(f"→ {clean(str(call.get('name')))}({call.get('arguments')})\n" for call in functions)
 
 
 def _ended(text: str) -> str:

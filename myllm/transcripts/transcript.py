@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from myllm.conversation import Message, Session
 
@@ -39,6 +39,27 @@ class Transcript(NamedTuple):
     def title(self) -> str:
         """What the conversation goes by: its name, what the program it comes from called it, or its id."""
         return clean(self.session.name or str(self.session.extra.get("title") or "")) or self.session.id
+
+
+class Call(NamedTuple):
+    """A tool call of an answer, as it is shown."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+def calls(message: Message) -> list[Call]:
+    """The calls of a message that has them in OpenAI's shape; what another program made of it is not trusted."""
+    found = message.extra.get("tool_calls")
+    return [_call(call) for call in found] if isinstance(found, list | tuple) else []
+
+
+def _call(call: Any) -> Call:
+    match call:
+        case {"function": {"name": name, "arguments": arguments}}:
+            return Call(clean(str(call.get("id", ""))), clean(str(name)), str(arguments))
+    return Call("", "", str(call))
 
 
 class Notes:
@@ -76,7 +97,7 @@ def date(seconds: float) -> str:
 
 
 def moment(value: object) -> float | None:
-    """Seconds since the epoch of a number or an ISO 8601 text, UTC where it names no zone; None for others."""
+    """Seconds since the epoch of a number or an ISO 8601 text, UTC where it has no zone; None for others."""
     if isinstance(value, str):
         try:
             parsed = datetime.fromisoformat(value)

@@ -99,7 +99,7 @@ def assemble(about: About, nodes: Mapping[str, Node], head: str | None) -> Trans
             id=about.id,
             name=None,
             created=about.created,
-            updated=max((message.created for message in messages), default=about.created),
+            updated=max((about.created, *(message.created for message in messages))),
             head=path_end,
             model=models[-1] if models else None,
             system="\n\n".join(about.system) or None,
