@@ -1,4 +1,4 @@
-"""The logs of Simon Willison's `llm` (logs.db): conversations of responses, as it kept them before its message store.
+"""The logs of Simon Willison's `llm` (logs.db): conversations of responses, as before its message store.
 
 What newer versions write is `llm_threads.py`'s; a database may hold both. Source: `llm/migrations.py` of
 0.36. A response is a turn: the prompt with its fragments and attachments, the results of the tools that the

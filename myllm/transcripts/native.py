@@ -111,8 +111,6 @@ def _incomplete(session: Session, length: int, messages: Mapping[str | None, Mes
     for what, id_ in (("head", session.head), ("fork", session.forked_at)):
         if id_ is not None and id_ not in messages:
             return f"its {what} {id_!r:.80} is none of its messages"
-    if session.head is None and messages:
-        return "it has messages and no head"
     return None
 
 

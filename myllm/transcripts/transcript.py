@@ -50,7 +50,7 @@ class Call(NamedTuple):
 
 
 def calls(message: Message) -> list[Call]:
-    """The calls of a message that has them in OpenAI's shape; what another program made of it is not trusted."""
+    """The calls of a message, which should have OpenAI's shape but may come from anywhere."""
     found = message.extra.get("tool_calls")
     return [_call(call) for call in found] if isinstance(found, list | tuple) else []
 
