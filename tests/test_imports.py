@@ -32,7 +32,7 @@ LEAVES = {
     ),
     *("socket_file", "spawning", "tokenizer"),
 }
-MIDDLE = {"engine", "models", "prompts", "storage"}
+MIDDLE = {"engine", "models", "prompts", "storage", "transcripts"}
 BELOW: dict[str, set[str]] = {
     **{package: set() for package in MIDDLE},
     "worker": {"engine", "models", "prompts"},
@@ -40,7 +40,7 @@ BELOW: dict[str, set[str]] = {
     "client": {"runtime"},
     "daemon": {"runtime"},
     "http": {"runtime"},
-    "cli": {"client", "daemon", "models", "storage"},
+    "cli": {"client", "daemon", "models", "storage", "transcripts"},
 }
 """A room a process: package → the packages it may import; each also itself and the leaves."""
 
