@@ -18,10 +18,21 @@ HEAVY = {"llama_cpp", "numpy", "fastapi", "sqlite_utils", "asyncio"}
 DEAR = HEAVY | {"tqdm", "jinja2", "tomllib", "subprocess", "huggingface_hub", "importlib.metadata", "hashlib"}
 
 LEAVES = {
-    *("errors", "events", "hardware", "locks", "logs", "paths", "protocol", "requests", "settings"),
+    *(
+        "conversation",
+        "errors",
+        "events",
+        "hardware",
+        "locks",
+        "logs",
+        "paths",
+        "protocol",
+        "requests",
+        "settings",
+    ),
     *("socket_file", "spawning", "tokenizer"),
 }
-MIDDLE = {"engine", "models", "prompts", "storage"}
+MIDDLE = {"engine", "models", "prompts", "storage", "transcripts"}
 BELOW: dict[str, set[str]] = {
     **{package: set() for package in MIDDLE},
     "worker": {"engine", "models", "prompts"},
@@ -29,7 +40,7 @@ BELOW: dict[str, set[str]] = {
     "client": {"runtime"},
     "daemon": {"runtime"},
     "http": {"runtime"},
-    "cli": {"client", "daemon", "models", "storage"},
+    "cli": {"client", "daemon", "models", "storage", "transcripts"},
 }
 """A room a process: package → the packages it may import; each also itself and the leaves."""
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from myllm import paths
 from myllm.errors import BadDataError, MyllmError
@@ -38,23 +39,54 @@ class BrokenDatabaseError(BadDataError):
     """A file that is damaged, or not one of ours."""
 
 
+class NewerDatabaseError(BrokenDatabaseError):
+    """A file of ours whose tables only a newer MyLLM knows."""
+
+
 def open_database(
-    path: Path, migrations: Sequence[Migration], *, synchronous: str = "FULL"
+    path: Path,
+    migrations: Sequence[Migration],
+    *,
+    synchronous: str = "FULL",
+    busy_seconds: float | None = None,
 ) -> sqlite3.Connection:
     """A connection in WAL mode and autocommit, its tables up to date; made, 0600, where there is none.
 
-    Blocks up to `BUSY_SECONDS` for a lock. May be closed by another thread than its own. Raises
-    BrokenDatabaseError, CannotCreateError, OSError, and sqlite3.Error for what is none of these.
+    It and its statements block up to `busy_seconds` for a lock, or `BUSY_SECONDS`. May be used by other
+    threads than its own, one at a time. Raises BrokenDatabaseError, CannotCreateError, OSError, and
+    sqlite3.Error for what is none of these.
     """
     paths.make_private(path.parent)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE))
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    seconds = BUSY_SECONDS if busy_seconds is None else busy_seconds
+    connection = sqlite3.connect(path, timeout=seconds, isolation_level=None, check_same_thread=False)
+    with _closed_on_failure(connection), broken_noticed(path):
+        _set_up(connection, path, migrations, synchronous, seconds)
+    return connection
+
+
+def open_unwritable(path: Path, migrations: Sequence[Migration]) -> sqlite3.Connection:
+    """A connection that only reads, to a file or in a folder that may not be written.
+
+    Raises as `open_database`, and BrokenDatabaseError for tables that would have to be migrated.
+    """
     try:
-        with broken_noticed(path):
-            _set_up(connection, path, migrations, synchronous)
-    except BaseException:
-        connection.close()
-        raise
+        return _open_to_read(path, migrations, "mode=ro")
+    except sqlite3.OperationalError as error:
+        if primary_code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            raise
+        # WAL mode wants an index beside the file, and that can neither be found nor made: read it as it is
+        return _open_to_read(path, migrations, "immutable=1")
+
+
+def _open_to_read(path: Path, migrations: Sequence[Migration], how: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        f"file:{quote(str(path))}?{how}", uri=True, isolation_level=None, check_same_thread=False
+    )
+    with _closed_on_failure(connection), broken_noticed(path):
+        version = _version(connection, path, len(migrations))
+        if version != len(migrations):
+            raise BrokenDatabaseError(f"{path}: of an older MyLLM, and cannot be written")
     return connection
 
 
@@ -98,11 +130,20 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("COMMIT")
 
 
-def _use_wal(connection: sqlite3.Connection) -> None:
+@contextmanager
+def _closed_on_failure(connection: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _use_wal(connection: sqlite3.Connection, busy_seconds: float = BUSY_SECONDS) -> None:
     """Where two processes open a new file at once, SQLite tells one of them at once that it is locked,
     whatever the timeout: to wait could be a deadlock. So this tries again.
     """
-    deadline = time.monotonic() + BUSY_SECONDS
+    deadline = time.monotonic() + busy_seconds
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -115,10 +156,14 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def _set_up(
-    connection: sqlite3.Connection, path: Path, migrations: Sequence[Migration], synchronous: str
+    connection: sqlite3.Connection,
+    path: Path,
+    migrations: Sequence[Migration],
+    synchronous: str,
+    busy_seconds: float,
 ) -> None:
     version = _version(connection, path, len(migrations))
-    _use_wal(connection)
+    _use_wal(connection, busy_seconds)
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     if version == len(migrations):
         return
@@ -143,7 +188,7 @@ def _version(connection: sqlite3.Connection, path: Path, newest: int) -> int:
     if application != APPLICATION_ID:
         raise BrokenDatabaseError(f"{path}: another program's database")
     if version > newest:
-        raise BrokenDatabaseError(f"{path}: of a newer MyLLM")
+        raise NewerDatabaseError(f"{path}: of a newer MyLLM")
     return int(version)
 
 
