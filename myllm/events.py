@@ -13,7 +13,8 @@ from myllm.protocol import Message
 
 
 class Usage(TypedDict):
-    """Tokens of one generation; `dropped_tokens` were cut from the prompt to make it fit."""
+    """Tokens of one generation; `dropped_tokens` were cut from the prompt to make it fit, `dropped_messages`
+    left out of it."""
 
     prompt_tokens: int
     cached_tokens: int

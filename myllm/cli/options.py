@@ -264,7 +264,8 @@ overflow_option = click.option(
     type=click.Choice(OVERFLOW),
     default="error",
     show_default=True,
-    help="A prompt over the window: refuse it (exit 67), or cut text at its head, tail or middle.",
+    help="A prompt over the window: refuse it (exit 67), cut text at its head, tail or middle, or leave out "
+    "a conversation's oldest turns.",
 )
 
 

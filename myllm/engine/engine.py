@@ -99,12 +99,13 @@ class LlamaEngine:
         arrival: Arrival,
         *,
         dropped_tokens: int = 0,
+        dropped_messages: int = 0,
         in_reasoning: bool = False,
     ) -> None:
         """Queues a request. Returns at once."""
 
         def start() -> list[Message]:
-            events = self._start(request, prompt, arrival, dropped_tokens, in_reasoning)
+            events = self._start(request, prompt, arrival, dropped_tokens, dropped_messages, in_reasoning)
             self._pause(arrival.id, arrival.paused)
             return events
 
@@ -308,6 +309,7 @@ class LlamaEngine:
         prompt: list[int],
         arrival: Arrival,
         dropped_tokens: int,
+        dropped_messages: int,
         in_reasoning: bool,
     ) -> list[Message]:
         if arrival.id in self._generations:
@@ -322,6 +324,7 @@ class LlamaEngine:
             bug = InternalError(f"engine: {type(error).__name__}: {error}; please report it")
             return [tagged(failed(bug), arrival.id)]
         generation.dropped_tokens = dropped_tokens
+        generation.dropped_messages = dropped_messages
         generation.reasoning = ReasoningSplitter(inside=in_reasoning)
         self._generations[arrival.id] = generation
         if request.max_tokens == 0:

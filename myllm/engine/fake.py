@@ -121,6 +121,7 @@ class FakeEngine:
         arrival: Arrival,
         *,
         dropped_tokens: int = 0,
+        dropped_messages: int = 0,
         in_reasoning: bool = False,
     ) -> None:
         limit = self.window if request.max_tokens is None else len(prompt) + request.max_tokens
@@ -133,6 +134,7 @@ class FakeEngine:
             n_prompt=len(prompt),
             seed=request.seed or 0,
             dropped_tokens=dropped_tokens,
+            dropped_messages=dropped_messages,
             text=TextStream(request.stop),
             reasoning=ReasoningSplitter(inside=in_reasoning),
         )

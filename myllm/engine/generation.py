@@ -37,6 +37,7 @@ class Generation:
     n_cached: int = 0
     seed: int = 0
     dropped_tokens: int = 0
+    dropped_messages: int = 0
     sampler: Any = None
     failures: int = 0
     finish_reason: str | None = None
@@ -89,7 +90,7 @@ class Generation:
             prompt_tokens=self.n_prompt,
             cached_tokens=self.n_cached,
             completion_tokens=self.n_generated,
-            dropped_messages=0,
+            dropped_messages=self.dropped_messages,
         )
         if self.dropped_tokens:
             usage["dropped_tokens"] = self.dropped_tokens

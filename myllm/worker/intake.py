@@ -133,6 +133,7 @@ class Intake:
                 prepared.tokens,
                 expected.arrival,
                 dropped_tokens=prepared.dropped_tokens,
+                dropped_messages=prepared.dropped_messages,
                 in_reasoning=prepared.in_reasoning,
             )
 

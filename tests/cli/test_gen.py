@@ -95,6 +95,17 @@ def test_what_was_cut_is_said(run: Run, fake_model: FakeModel) -> None:
     assert "tokens left out" in ended.err
 
 
+def test_turns_that_were_left_out_are_counted_and_said(run: Run, fake_model: FakeModel) -> None:
+    lines = [{"role": role, "content": " word" * 5} for _ in range(8) for role in ("user", "assistant")][:-1]
+    stdin = b"\n".join(map(orjson.dumps, lines))
+    ended = run("gen", "-m", fake_model(window=40), "--on-overflow", "turns", stdin=stdin)
+    assert ended.status == 0
+    dropped = ended.lines[-1]["usage"]["dropped_messages"]
+    assert dropped % 2 == 0
+    assert 8 <= dropped <= 12
+    assert ended.err == f"myllm: prompt: {dropped} messages left out so that it fits the window\n"
+
+
 def test_count_runs_nothing(run: Run, fake_model: FakeModel) -> None:
     model = fake_model()
     assert run("gen", "--count", "-t", "-m", model, "one two three").out == b"3\n"
