@@ -64,9 +64,9 @@ def pulling(model: str, n_bytes: int, total: int | None) -> Message:
     return {"pulling": {"model": model, "bytes": n_bytes, "total": total}}
 
 
-def note(text: str) -> Message:
-    """What the user should know."""
-    return {"note": text}
+def note(text: str, *, detail: bool = False) -> Message:
+    """What the user should know; a `detail`, only who asks for more."""
+    return {"note": text, "detail": True} if detail else {"note": text}
 
 
 # ── the last one ────────────────────────────────────────────────────────────────────────────

@@ -116,7 +116,7 @@ def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
             output.done(error.line, parse(error.line))
             raise
         request |= compose(given, prompt)
-        event = _answer(client, request, output, Progress(streams, values["progress"]))
+        event = _answer(streams, client, request, output, values)
     return _conclude(streams, event, values["verbose"])
 
 
@@ -170,15 +170,21 @@ def _output(streams: Streams, as_text: bool, count: bool) -> Output:
     return CountOutput(streams) if count else TextOutput(streams)
 
 
-def _answer(client: Client, request: dict[str, Any], output: Output, progress: Progress) -> dict[str, Any]:
-    """Runs one request, its events going to `output`; returns the done event."""
+def _answer(
+    streams: Streams, client: Client, request: dict[str, Any], output: Output, values: dict[str, Any]
+) -> dict[str, Any]:
+    """Runs one request, its events going to `output` or stderr; returns the done event."""
+    progress = Progress(streams, values["progress"])
     try:
         for line in client.stream(request):
             if line.startswith(TOKEN_START):
                 progress.close()
                 output.token(line)
             elif (event := parse(line)).get("done") is not True:
-                progress.preparing(event)
+                if "note" not in event:
+                    progress.preparing(event)
+                elif values["verbose"] or not event.get("detail"):
+                    streams.note(event["note"])
         # the last one is the done event
     except UnavailableError as error:
         from myllm.events import failed

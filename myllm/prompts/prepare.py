@@ -22,12 +22,14 @@ from myllm.tokenizer import Tokenizer
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A prompt as tokens, how many tokens of the user's text were cut away or how many messages left out to
-    make it fit, and whether its template ends it within a reasoning.
+    make it fit, how many were joined to the one before them, and whether its template ends it within a
+    reasoning.
     """
 
     tokens: list[int]
     dropped_tokens: int = 0
     dropped_messages: int = 0
+    joined_messages: int = 0
     in_reasoning: bool = False
 
 
@@ -58,7 +60,7 @@ def prepare(
         prepared = Prepared(tokens, dropped_messages=n_dropped)
     else:
         prepared = _fitted(_with_longest_text(messages, chat), request, tokenizer, window)
-    return replace(prepared, in_reasoning=chat.ends_in_reasoning(messages[-1]))
+    return replace(prepared, joined_messages=chat.n_joined, in_reasoning=chat.ends_in_reasoning(messages[-1]))
 
 
 def _fitted(prompt: _Prompt, request: GenRequest, tokenizer: Tokenizer, window: int) -> Prepared:

@@ -128,6 +128,8 @@ class Intake:
         with self._lock:
             if (expected := self._expected.pop(request_id, None)) is None:  # cancelled while it was prepared
                 return
+            if prepared.joined_messages:
+                self._send([tagged(_joined(prepared.joined_messages), request_id)])
             engine.submit(
                 request,
                 prepared.tokens,
@@ -185,6 +187,11 @@ class Intake:
 
     def _send(self, messages: list[Message]) -> None:
         self._outbox.send(b"".join(map(encode, messages)))
+
+
+def _joined(n: int) -> Message:
+    """What is said where the chat template wants roles in turn."""
+    return events.note(f"prompt: {n:,} of the messages joined to the one before", detail=True)
 
 
 def _asked(message: Message) -> Message:

@@ -106,6 +106,17 @@ def test_turns_that_were_left_out_are_counted_and_said(run: Run, fake_model: Fak
     assert ended.err == f"myllm: prompt: {dropped} messages left out so that it fits the window\n"
 
 
+def test_joined_messages_are_said_to_who_asks(run: Run, fake_model: FakeModel) -> None:
+    refusing = "{% if messages|length > 1 %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    model = fake_model(template=refusing + "{{ messages[0].content }}")
+    stdin = b'{"role":"user","content":"a"}\n{"role":"user","content":"b"}\n'
+    ended = run("gen", "-t", "-m", model, stdin=stdin)
+    assert ended.out == b"a\n\nb\n"
+    assert ended.err == ""
+    told = run("gen", "-t", "-v", "-m", model, stdin=stdin).err
+    assert "prompt: 1 of the messages joined to the one before" in told
+
+
 def test_count_runs_nothing(run: Run, fake_model: FakeModel) -> None:
     model = fake_model()
     assert run("gen", "--count", "-t", "-m", model, "one two three").out == b"3\n"
