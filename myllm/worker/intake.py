@@ -103,7 +103,7 @@ class Intake:
         about = self._about = read_model_file(path)
         self._name = message["name"]
         # First, so that the template's renderer starts beside the loading.
-        self._preparer = Preparer(about.template, self._name, start=about.writes)
+        self._preparer = Preparer(about, self._name, options.template, start=about.writes)
         self._engine = open_engine(path, options, self._send, self._progress(), about.sampling)
         self._send([events.done(window=self._engine.window)])
 
