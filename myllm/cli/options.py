@@ -30,7 +30,7 @@ PATIENT: Final = 1
 LOADING: Final = ("context", "parallel", "kv_type", "flash_attn", "threads", "gpu_layers")
 """Fields of LoadOptions that every command which loads has as options."""
 TEMPLATE_ENDS: Final = (".jinja", ".jinja2", ".j2")
-"""How a template's file is called; what has a slash is a path as well, and all else a name."""
+"""How a template's file is called; what has a slash is a path as well, anything else a name."""
 NAMED: Final = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
 """Sampling parameters with an option of their own; the others are for `--set`."""
 
@@ -112,10 +112,12 @@ def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 def complete_template(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     """The shipped templates for the shell's TAB; files for what is like none of them."""
+    from pathlib import Path
+
     from click.shell_completion import CompletionItem
 
-    folder = os.path.join(os.path.dirname(os.path.dirname(__file__)), "prompts", "templates")  # noqa: PTH118, PTH120 — as in `absolute`
-    names = sorted(file.removesuffix(".jinja") for file in os.listdir(folder))  # noqa: PTH208
+    shipped = Path(__file__).parents[1] / "prompts" / "templates"
+    names = sorted(file.stem for file in shipped.iterdir())
     found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
     return found or [CompletionItem(incomplete, type="file")]
 

@@ -117,6 +117,7 @@ class Sandbox:
         self._memory_bytes = _address_space_bytes() + memory_bytes
         self._output_bytes = output_bytes
         self._source = ""
+        self._lenient: Template | None = None
         self._template = environment().from_string("")
 
     def compile(self, request: dict[str, Any], size: int) -> str:
@@ -131,8 +132,8 @@ class Sandbox:
         try:
             return "".join(_pieces(self._template, NOT_GIVEN | request, room))
         except (UndefinedError, TypeError):  # the latter of tools that are none
-            lenient = environment(Lenient).from_string(self._source)
-            return "".join(_pieces(lenient, request, room))
+            self._lenient = self._lenient or environment(Lenient).from_string(self._source)
+            return "".join(_pieces(self._lenient, request, room))
 
     def answer(self, line: bytes, action: Callable[[dict[str, Any], int], str]) -> tuple[bytes, bool]:
         """The reply line to a request line, and whether the process is still sound after it."""

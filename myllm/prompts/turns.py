@@ -1,6 +1,7 @@
 """A conversation → its prompt without the oldest turns, where all of it does not fit the window.
 
-Counts, has `history.py` decide and renders what stays, which tells the truth. Nothing that goes is rendered.
+Counts, has `history.py` decide and renders what stays, which has the last word. What is surely too long is
+not rendered as a whole, so that of a conversation of years no more is rendered than of one of hours.
 """
 
 from __future__ import annotations
@@ -33,20 +34,19 @@ def without_oldest_turns(
         if len(tokens) <= budget:
             return tokens, 0
     fixed, counted = _counted(messages, chat, tokenizer, window)
-    first = fit_history(counted, fixed, budget)
-    while True:
+    decided = fit_history(counted, fixed, budget)
+    later = (i for i, message in enumerate(messages) if i > decided and message["role"] == "user")
+    for first in (decided, *later):  # those after it, where the counts were a little low
         sent = [message for i, message in enumerate(messages) if i >= first or message["role"] in SYSTEM]
         least = least_tokens([message["content"] for message in sent], tokenizer, window)
         if least >= window:
             raise overflow(f"more than {least:,} tokens without the turns before", window)
         tokens = chat.assemble(sent)
-        later = (i for i in range(first + 1, len(messages)) if messages[i]["role"] == "user")
-        following = next(later, None)
-        if len(tokens) <= budget or (following is None and len(tokens) < window):
-            return tokens, len(messages) - len(sent)
-        if following is None:
-            raise overflow(f"{len(tokens):,} tokens without the turns before", window)
-        first = following  # the counts were a little low
+        if len(tokens) <= budget:
+            break
+    if len(tokens) >= window:
+        raise overflow(f"{len(tokens):,} tokens without the turns before", window)
+    return tokens, len(messages) - len(sent)
 
 
 def _counted(

@@ -96,7 +96,7 @@ class Preparer:
         """By source, the one last used at the end."""
         self._usual: str | None = None
         """The source of the template for requests that name none."""
-        if wanted or about.template:
+        if wanted or (about.template or "").strip():
             self._usual = self._source(wanted, ())
         if start and self._usual is not None:
             self._opened(self._usual)
