@@ -13,7 +13,8 @@ from myllm.protocol import Message
 
 
 class Usage(TypedDict):
-    """Tokens of one generation; `dropped_tokens` were cut from the prompt to make it fit."""
+    """Tokens of one generation; `dropped_tokens` were cut from the prompt to make it fit, `dropped_messages`
+    left out of it."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -63,9 +64,9 @@ def pulling(model: str, n_bytes: int, total: int | None) -> Message:
     return {"pulling": {"model": model, "bytes": n_bytes, "total": total}}
 
 
-def note(text: str) -> Message:
-    """What the user should know."""
-    return {"note": text}
+def note(text: str, *, detail: bool = False) -> Message:
+    """What the user should know; a `detail`, only who asks for more."""
+    return {"note": text, "detail": True} if detail else {"note": text}
 
 
 # ── the last one ────────────────────────────────────────────────────────────────────────────

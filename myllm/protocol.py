@@ -226,7 +226,8 @@ SAMPLING: Final[Mapping[str, Parameter]] = {
 }
 """Every numeric sampling parameter a request may carry, by its wire name."""
 
-OVERFLOW: Final = ("error", "head", "tail", "middle")
+OVERFLOW: Final = ("error", "head", "tail", "middle", "turns")
+"""What goes of a prompt over the window: nothing, a part of its longest text, or its oldest turns."""
 ROLES: Final = ("system", "user", "assistant", "tool", "developer")
 MAX_SEED: Final = 2**32 - 2
 """llama.cpp's seeds are uint32, and the largest one means "random" there."""

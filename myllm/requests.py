@@ -39,7 +39,8 @@ class GenRequest:
     the caller set, by the names in `SAMPLING`. `logit_bias` maps a token id, or a text that is one token,
     to a bias in nats (-inf bans it). `deadline_ms` counts from the request's arrival. `priority` 0 is
     interactive, higher is more patient (batch). Without `stream` there are no token events, and
-    log-probabilities come in the done event.
+    log-probabilities come in the done event. `template` is a chat template's name, or the absolute path of
+    its file.
     """
 
     prompt: str | None = None
@@ -71,6 +72,8 @@ class GenRequest:
             raise UsageError("request: give either prompt or messages")
         if request.raw and request.messages is not None:
             raise UsageError("request: raw goes with prompt, not with messages")
+        if request.raw and request.template is not None:
+            raise UsageError("request: raw is without a template; leave one of them out")
         return request
 
     def conversation(self) -> list[dict[str, str]]:
@@ -262,7 +265,8 @@ class LoadOptions(NamedTuple):
     """How a model is loaded; None leaves the choice to the engine, which sizes by need.
 
     `context` is the window in tokens, `parallel` the most sequences at once, `threads` CPU
-    threads, `gpu_layers` how many layers go to a GPU (-1: all).
+    threads, `gpu_layers` how many layers go to a GPU (-1: all). `template` is the chat template of requests
+    that name none, as in GenRequest.
     """
 
     context: int | None = None
@@ -271,6 +275,7 @@ class LoadOptions(NamedTuple):
     flash_attn: str | None = None
     threads: int | None = None
     gpu_layers: int | None = None
+    template: str | None = None
 
     @classmethod
     def parse(cls, value: Any) -> LoadOptions:
@@ -291,6 +296,8 @@ class LoadOptions(NamedTuple):
                 if value[name] not in choices:
                     raise UsageError(f"{name}: expected one of {', '.join(choices)}, not {value[name]!r:.80}")
                 checked[name] = value[name]
+        if value.get("template") is not None:
+            checked["template"] = _text("template", value["template"])
         return cls(**checked)
 
     def to_wire(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def run_batch(
 ) -> int:
     """Answers every record of stdin; returns the exit status. Raises what let none be answered."""
     Request.parse(request | {"prompt": ""})  # once, instead of an error for every record
-    ask = _asker({"priority": options.PATIENT, **request, "stream": values["stream"]}, values["template"])
+    ask = _asker({"priority": options.PATIENT, **request, "stream": values["stream"]}, values["map"])
     if as_text and (values["resume"] or values["stream"]):
         raise UsageError(f"--{'resume' if values['resume'] else 'stream'}: it needs JSONL; give -o jsonl")
     done = Done()

@@ -56,6 +56,7 @@ model's process is gone; 74 I/O; 78 configuration; 124 deadline. See `man myllm`
     metavar="N",
     help="Log-probabilities of each token and of the N (at most 20) likeliest; in JSONL.",
 )
+@options.template_option
 @click.option("--raw", is_flag=True, help="No chat template: the model goes on with the text.")
 @click.option("--count", is_flag=True, help="Count the prompt's tokens and run nothing.")
 @options.overflow_option
@@ -65,9 +66,7 @@ model's process is gone; 74 I/O; 78 configuration; 124 deadline. See `man myllm`
     is_flag=True,
     help="Answer every record of stdin, a line each; records may carry sampling parameters.",
 )
-@click.option(
-    "--map", "template", metavar="PROMPT", help="Answer PROMPT for every record, with its text at {}."
-)
+@click.option("--map", "map", metavar="PROMPT", help="Answer PROMPT for every record, with its text at {}.")
 @click.option(
     "--resume", metavar="FILE", help="Skip the records that FILE has answers to; append with >> FILE."
 )
@@ -94,7 +93,7 @@ def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
     as_text = options.as_text(streams, values["output"] or configured.output)
     model = options.model_part(values["model"] or configured.default_model, configured, values)
     request = _request(values) | model
-    if values["batch"] or values["template"] is not None:
+    if values["batch"] or values["map"] is not None:
         from myllm.cli.batch import run_batch
 
         _check_batch(streams, prompt, values)
@@ -116,7 +115,7 @@ def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
             output.done(error.line, parse(error.line))
             raise
         request |= compose(given, prompt)
-        event = _answer(client, request, output, Progress(streams, values["progress"]))
+        event = _answer(streams, client, request, output, values)
     return _conclude(streams, event, values["verbose"])
 
 
@@ -124,7 +123,7 @@ def _request(values: dict[str, Any]) -> dict[str, Any]:
     """The request without its model and what it is to answer; what is out of range, the Runtime refuses."""
     request: dict[str, Any] = {"op": "count" if values["count"] else "gen"}
     request |= options.sampling_parameters(values)
-    request |= {name: values[name] for name in ("system", "logprobs") if values[name] is not None}
+    request |= {name: values[name] for name in ("system", "template", "logprobs") if values[name] is not None}
     if values["raw"]:
         request["raw"] = True
     if values["on_overflow"] != "error":
@@ -142,7 +141,7 @@ def _check_batch(streams: Streams, prompt: str | None, values: dict[str, Any]) -
         raise UsageError(
             f"PROMPT does not go with --batch or --map; --map {prompt + ' {}'!r} asks it of every record"
         )
-    if values["batch"] and values["template"] is not None:
+    if values["batch"] and values["map"] is not None:
         raise UsageError("--batch and --map: give one of them")
     if values["input_mode"] == "text":
         raise UsageError("--input text: --batch and --map take lines or jsonl")
@@ -170,15 +169,21 @@ def _output(streams: Streams, as_text: bool, count: bool) -> Output:
     return CountOutput(streams) if count else TextOutput(streams)
 
 
-def _answer(client: Client, request: dict[str, Any], output: Output, progress: Progress) -> dict[str, Any]:
-    """Runs one request, its events going to `output`; returns the done event."""
+def _answer(
+    streams: Streams, client: Client, request: dict[str, Any], output: Output, values: dict[str, Any]
+) -> dict[str, Any]:
+    """Runs one request, its events going to `output` or stderr; returns the done event."""
+    progress = Progress(streams, values["progress"])
     try:
         for line in client.stream(request):
             if line.startswith(TOKEN_START):
                 progress.close()
                 output.token(line)
             elif (event := parse(line)).get("done") is not True:
-                progress.preparing(event)
+                if "note" not in event:
+                    progress.preparing(event)
+                elif values["verbose"] or not event.get("detail"):
+                    streams.note(event["note"])
         # the last one is the done event
     except UnavailableError as error:
         from myllm.events import failed

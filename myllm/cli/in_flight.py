@@ -54,9 +54,10 @@ class Connected(NamedTuple):
     note: Callable[[str], None]
 
     def tell(self, event: dict[str, Any]) -> None:
-        """What of an event is for stderr."""
+        """What of an event is for stderr; details, which each of many would have, are not."""
         if text := event.get("note"):
-            self.note(text)
+            if not event.get("detail"):
+                self.note(text)
         else:
             self.progress.preparing(event)
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NOBODY: Final = "no daemon runs; `myllm load MODEL` starts one"
 ACTIONS: Final = ("list", "unload", "stop")
-FOR_LOADING: Final = ("keep_alive", "pin", *options.LOADING)
+FOR_LOADING: Final = ("keep_alive", "pin", "template", *options.LOADING)
 """Options that say how a model is loaded and kept."""
 EPILOG: Final = """\b
 Examples:
@@ -56,6 +56,7 @@ permission; 78 configuration. See `man myllm`.
 @click.option("--stop", is_flag=True, help="End the daemon, once its running requests have ended.")
 @options.output_options
 @options.loading_options
+@options.template_option
 @options.progress_option
 @click.pass_obj
 def load(streams: Streams, /, models: tuple[str, ...], **values: Any) -> int:
@@ -124,7 +125,10 @@ def _load(
     with daemon() as client, closing(Progress(streams, values["progress"])) as progress:
 
         def load_one(model: str) -> None:
-            done = _ask(client, request | options.model_part(model, configured, values), progress.preparing)
+            wanted = options.model_part(model, configured, values)
+            if values["template"] is not None:
+                wanted["options"] = {**wanted.get("options", {}), "template": values["template"]}
+            done = _ask(client, request | wanted, progress.preparing)
             progress.close()
             streams.write(shown(done["loaded"] or {"model": done["model"]}))
 

@@ -35,11 +35,14 @@ FIELDS: Final = (
     "context_length",
     "embedding_length",
     "template",
+    "templates",
     "kv_bytes_per_token",
     "memory_estimate_bytes",
 )
 """The keys of a record of `show`, in order, which scripts rely on."""
-LIST_FIELDS: Final = (*(field for field in FIELDS if field != "template"), "aliases", "pulled")
+TEMPLATES: Final = ("template", "templates")
+"""The file's chat template, and the names of those beside it."""
+LIST_FIELDS: Final = (*(field for field in FIELDS if field not in TEMPLATES), "aliases", "pulled")
 """`list` leaves out the template, which may be long; `pulled` is false for what the catalog only offers."""
 
 name_option = click.option("--name", metavar="NAME", help="The name it goes by from now on.")
@@ -154,12 +157,12 @@ def show(streams: Streams, name: str, output: str | None) -> None:
     header = read_model(model.path)
     options = settings.model_options.get(model.name)
     said = summary(header, options.context, options.kv_type) if options else summary(header)
-    record = {**_named(model), **said, "template": header.template}
+    record = {**_named(model), **said, "template": header.template, "templates": sorted(header.templates)}
     if not _as_text(streams, output):
         streams.write(_jsonl([record], FIELDS))
         return
     metadata = {key: _short(value) for key, value in header.metadata.items() if key != TEMPLATE}
-    fields = {field: record[field] for field in FIELDS if field != "template"} | metadata
+    fields = {field: record[field] for field in FIELDS if field not in TEMPLATES} | metadata
     template = header.template or "no chat template in the file"
     streams.write(_fields(fields) + printed(f"\n{template}\n"))
 

@@ -28,7 +28,9 @@ MAX_BIAS: Final = 1e9
 PATIENT: Final = 1
 """The priority of many in flight: whoever waits at a terminal comes first."""
 LOADING: Final = ("context", "parallel", "kv_type", "flash_attn", "threads", "gpu_layers")
-"""The fields of LoadOptions."""
+"""Fields of LoadOptions that every command which loads has as options."""
+TEMPLATE_ENDS: Final = (".jinja", ".jinja2", ".j2")
+"""How a template's file is called; what has a slash is a path as well, anything else a name."""
 NAMED: Final = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
 """Sampling parameters with an option of their own; the others are for `--set`."""
 
@@ -108,6 +110,25 @@ def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [CompletionItem(name) for name in known if name.startswith(incomplete)]
 
 
+def complete_template(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """The shipped templates for the shell's TAB; files for what is like none of them."""
+    from pathlib import Path
+
+    from click.shell_completion import CompletionItem
+
+    shipped = Path(__file__).parents[1] / "prompts" / "templates"
+    names = sorted(file.stem for file in shipped.iterdir())
+    found = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return found or [CompletionItem(incomplete, type="file")]
+
+
+def _template(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    """A template's name as it is, a path to its file absolute, for another process reads it."""
+    if text is None or not ("/" in text or text.lower().endswith(TEMPLATE_ENDS)):
+        return text
+    return os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 — no pathlib on the warm path
+
+
 def _combined(*decorators: Decorator[Any]) -> Decorator[Any]:
     def decorate(function: F) -> F:
         for decorator in reversed(decorators):
@@ -147,6 +168,15 @@ def input_options(what: str) -> Decorator[Any]:
         ),
     )
 
+
+template_option = click.option(
+    "--template",
+    metavar="NAME|FILE",
+    callback=_template,
+    shell_complete=complete_template,
+    help="Chat template: the name of one that is shipped or in the model's file, or a file of Jinja.  "
+    "[default: the model's own]",
+)
 
 output_options = _combined(
     click.option(
@@ -264,7 +294,8 @@ overflow_option = click.option(
     type=click.Choice(OVERFLOW),
     default="error",
     show_default=True,
-    help="A prompt over the window: refuse it (exit 67), or cut text at its head, tail or middle.",
+    help="A prompt over the window: refuse it (exit 67), cut text at its head, tail or middle, or leave out "
+    "a conversation's oldest turns.",
 )
 
 

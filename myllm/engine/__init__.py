@@ -63,9 +63,11 @@ class Engine(Protocol):
         arrival: Arrival,
         *,
         dropped_tokens: int = 0,
+        dropped_messages: int = 0,
         in_reasoning: bool = False,
     ) -> None:
-        """Takes in a request with its tokens. Thread-safe, returns at once.
+        """Takes in a request with its tokens, `dropped_tokens` fewer than were asked, or without so many of
+        its messages. Thread-safe, returns at once.
 
         Its events, up to exactly one done event, come through the `Emit` the engine was opened with, each
         with the arrival's `id`. Deadline and timings count from the arrival. `in_reasoning` says that the

@@ -80,11 +80,18 @@ class BatchingEngine:
         arrival: Arrival,
         *,
         dropped_tokens: int = 0,
+        dropped_messages: int = 0,
         in_reasoning: bool = False,
     ) -> None:
         """Queues a request; its arrival is a time of the engine's clock. Returns at once."""
         stored = self._archive.find(prompt) if self._archive else Found()
-        self._inbox.put(lambda: self._start(request, prompt, arrival, dropped_tokens, in_reasoning, stored))
+
+        def start() -> list[Message]:
+            return self._start(
+                request, prompt, arrival, dropped_tokens, dropped_messages, in_reasoning, stored
+            )
+
+        self._inbox.put(start)
 
     def embed(self, request: EmbedRequest, texts: list[list[TextWindow]], arrival: Arrival) -> None:
         """Queues texts in windows. Returns at once."""
@@ -267,6 +274,7 @@ class BatchingEngine:
         prompt: list[int],
         arrival: Arrival,
         dropped_tokens: int,
+        dropped_messages: int,
         in_reasoning: bool,
         stored: Found,
     ) -> list[Message]:
@@ -280,7 +288,6 @@ class BatchingEngine:
                 arrival,
                 self._runner,
                 order=self._arrivals,
-                dropped_tokens=dropped_tokens,
                 stored=stored,
             )
         except MyllmError as error:
@@ -289,6 +296,7 @@ class BatchingEngine:
             traceback.print_exc(file=sys.stderr)
             bug = InternalError(f"engine: {type(error).__name__}: {error}; please report it")
             return [tagged(failed(bug), arrival.id)]
+        generation.dropped_tokens, generation.dropped_messages = dropped_tokens, dropped_messages
         generation.reasoning = ReasoningSplitter(inside=in_reasoning)
         self._generations[arrival.id] = generation
         if request.max_tokens == 0:
@@ -315,7 +323,9 @@ class BatchingEngine:
 
     def _finish(self, generation: Generation, finish_reason: str) -> list[Message]:
         sequence = generation.sequence
-        if sequence.slot and not generation.request.priority:  # a batch's are too many, and seldom wanted again
+        if (
+            sequence.slot and not generation.request.priority
+        ):  # a batch's are too many, and seldom wanted again
             self._ended.append((sequence.slot, list(sequence.slot.tokens), generation.stored.length))
         self._forget(generation)
         return generation.closing_events(finish_reason, self._clock())

@@ -41,6 +41,7 @@ class Generation:
     n_cached: int = 0
     seed: int = 0
     dropped_tokens: int = 0
+    dropped_messages: int = 0
     stored: Found = Found()
     """What of its prompt was on disk when it came."""
     failures: int = 0
@@ -60,7 +61,6 @@ class Generation:
         runner: Runner,
         *,
         order: int,
-        dropped_tokens: int,
         stored: Found,
     ) -> Generation:
         """Checks once, before it waits, what the request asks for; `order` counts arrivals.
@@ -85,7 +85,6 @@ class Generation:
             Times(arrival.at),
             n_prompt=len(prompt),
             seed=seed,
-            dropped_tokens=dropped_tokens,
             stored=stored,
             text=TextStream(request.stop),
         )
@@ -128,7 +127,7 @@ class Generation:
             prompt_tokens=self.n_prompt,
             cached_tokens=self.n_cached,
             completion_tokens=self.n_generated,
-            dropped_messages=0,
+            dropped_messages=self.dropped_messages,
         )
         if self.dropped_tokens:
             usage["dropped_tokens"] = self.dropped_tokens

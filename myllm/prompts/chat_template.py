@@ -8,6 +8,7 @@ text that looks like control tokens). Knows no tokenizer, engine or model file.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,7 +41,14 @@ NEXT_STEP: Final = "use --raw, or another file of this model"
 GIVEN: Final = ("content", "name")
 """What the user writes of a message; its role is one of a few."""
 
+ALTERNATE: Final = re.compile("alternat", re.IGNORECASE)
+"""What the templates that want a user's and an assistant's message in turns all say when they get others."""
+
 Message = dict[str, str]
+
+
+class AlternationError(BadDataError):
+    """The template refuses these messages because their roles do not alternate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ class ChatTemplate:
 
         No text of `special_tokens` that lies in a message, wholly or in part, is whole in any span.
         Joined, the spans are what the template makes of the messages. Raises BadDataError where the
-        template refuses the messages, fails, or passes a limit.
+        template refuses the messages, fails, or passes a limit, and of these AlternationError.
         """
         messages = self._with_known_roles(messages, bos, eos)
         if self._special_texts[0] is not special_tokens:
@@ -226,7 +234,8 @@ class _Child:
 
 def _failure(kind: str, message: str, limits: Limits) -> Exception:
     if kind == "refused":
-        return BadDataError(f"chat template: refuses these messages: {message}; change them, or use --raw")
+        error = AlternationError if ALTERNATE.search(message) else BadDataError
+        return error(f"chat template: refuses these messages: {message}; change them, or use --raw")
     if kind == "memory":
         room = f"{limits.memory_bytes // 2**20} MiB of memory or {limits.output_bytes // 2**20} MiB of text"
         return _EndedError(_stopped(f"took more than {room} beyond its input"))

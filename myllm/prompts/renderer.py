@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import jinja2.debug  # noqa: F401 - jinja2 imports it when it needs it, and then no file can be opened any more
+from jinja2 import ChainableUndefined, Template, Undefined, UndefinedError
 from jinja2.ext import Extension, LoopControlExtension
-from jinja2.nodes import Node
+from jinja2.nodes import CallBlock, Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -35,6 +36,8 @@ MEMORY_PER_INPUT_BYTE = 24
 """Room for the input beside the limit: its line, its text (4 bytes a character), what is rendered of it."""
 OUTPUT_PER_INPUT_BYTE = 4
 MESSAGE_CHARS = 300
+NOT_GIVEN = {"tools": None, "documents": None}
+"""What transformers passes to every template, and we have none of; llama.cpp then passes nothing."""
 
 
 class RefusedError(Exception):
@@ -42,19 +45,40 @@ class RefusedError(Exception):
 
 
 class GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}`, Hugging Face's mark of training data: passed through."""
+    """`{% generation %}…{% endgeneration %}`, Hugging Face's mark of training data: passed through.
+
+    As there a block of its own: what is set in it is not set behind it.
+    """
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as a plain class attribute
 
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("_passed_through"), [], [], body).set_lineno(line)
+
+    def _passed_through(self, caller: Callable[[], str]) -> str:
+        return caller()
 
 
-def environment() -> ImmutableSandboxedEnvironment:
+class Lenient(ChainableUndefined):
+    """What is not there, as llama.cpp has it (common/jinja/runtime.cpp): no more is all that would be in it,
+    and added to a text it is an empty one.
+    """
+
+    def __add__(self, other: Any) -> Any:
+        return other
+
+    __radd__ = __add__
+
+
+def environment(undefined: type[Undefined] = Undefined) -> ImmutableSandboxedEnvironment:
     """The environment that templates are written for (transformers, utils/chat_template_utils.py)."""
     env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, GenerationTag]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[LoopControlExtension, GenerationTag],
+        undefined=undefined,
     )
     env.filters["tojson"] = _tojson
     env.globals["raise_exception"] = _raise_exception
@@ -83,30 +107,33 @@ def _strftime_now(form: str) -> str:
 
 
 class Sandbox:
-    """One template and what compiling or rendering it may take; limits in seconds and bytes."""
+    """One template and what compiling or rendering it may take; limits in seconds and bytes.
+
+    It renders as transformers does; where that fails on something that is not there, as llama.cpp does.
+    """
 
     def __init__(self, cpu_s: float, memory_bytes: int, output_bytes: int) -> None:
         self._cpu_s = cpu_s
         self._memory_bytes = _address_space_bytes() + memory_bytes
         self._output_bytes = output_bytes
-        self._environment = environment()
-        self._template = self._environment.from_string("")
+        self._source = ""
+        self._lenient: Template | None = None
+        self._template = environment().from_string("")
 
     def compile(self, request: dict[str, Any], size: int) -> str:
         """Takes `request["template"]` as the template from now on; renders nothing."""
-        self._template = self._environment.from_string(request["template"])
+        self._source = request["template"]
+        self._template = environment().from_string(self._source)
         return ""
 
     def render(self, request: dict[str, Any], size: int) -> str:
         """The template with the request's variables. Raises MemoryError past `output_bytes`."""
-        return "".join(self._pieces(request, self._output_bytes + OUTPUT_PER_INPUT_BYTE * size))
-
-    def _pieces(self, variables: dict[str, Any], room: int) -> Iterator[str]:
-        for piece in self._template.generate(variables):
-            room -= len(piece)
-            if room < 0:
-                raise MemoryError
-            yield piece
+        room = self._output_bytes + OUTPUT_PER_INPUT_BYTE * size
+        try:
+            return "".join(_pieces(self._template, NOT_GIVEN | request, room))
+        except (UndefinedError, TypeError):  # the latter of tools that are none
+            self._lenient = self._lenient or environment(Lenient).from_string(self._source)
+            return "".join(_pieces(self._lenient, request, room))
 
     def answer(self, line: bytes, action: Callable[[dict[str, Any], int], str]) -> tuple[bytes, bool]:
         """The reply line to a request line, and whether the process is still sound after it."""
@@ -124,6 +151,14 @@ class Sandbox:
             return _failure("failed", f"{type(error).__name__}: {error}"), True
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _pieces(template: Template, variables: dict[str, Any], room: int) -> Iterator[str]:
+    for piece in template.generate(variables):
+        room -= len(piece)
+        if room < 0:
+            raise MemoryError
+        yield piece
 
 
 def _failure(kind: str, message: str) -> bytes:

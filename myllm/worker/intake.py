@@ -109,7 +109,7 @@ class Intake:
         about = self._about = read_model_file(path)
         self._name = message["name"]
         # First, so that the template's renderer starts beside the loading.
-        self._preparer = Preparer(about.template, self._name, start=about.writes)
+        self._preparer = Preparer(about, self._name, options.template, start=about.writes)
         self._engine = open_engine(
             path, options, self._send, self._progress(), about.sampling, where_kept(path)
         )
@@ -138,11 +138,14 @@ class Intake:
         with self._lock:
             if (expected := self._expected.pop(request_id, None)) is None:  # cancelled while it was prepared
                 return
+            if prepared.joined_messages:
+                self._send([tagged(_joined(prepared.joined_messages), request_id)])
             engine.submit(
                 request,
                 prepared.tokens,
                 expected.arrival,
                 dropped_tokens=prepared.dropped_tokens,
+                dropped_messages=prepared.dropped_messages,
                 in_reasoning=prepared.in_reasoning,
             )
 
@@ -194,6 +197,11 @@ class Intake:
 
     def _send(self, messages: list[Message]) -> None:
         self._outbox.send(b"".join(map(encode, messages)))
+
+
+def _joined(n: int) -> Message:
+    """What is said where the chat template wants roles in turn."""
+    return events.note(f"prompt: {n:,} of the messages joined to the one before", detail=True)
 
 
 def _asked(message: Message) -> Message:

@@ -62,3 +62,4 @@ def test_commands_options_and_models_complete() -> None:
     assert set(COMMANDS) <= set(completed("myllm", ""))
     assert completed("myllm", "gen", "--tempe") == ["--temperature"]
     assert completed("myllm", "gen", "-m", "smol") == ["smollm2"]
+    assert completed("myllm", "load", "--template", "ll") == ["llama3"]

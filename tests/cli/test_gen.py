@@ -95,6 +95,59 @@ def test_what_was_cut_is_said(run: Run, fake_model: FakeModel) -> None:
     assert "tokens left out" in ended.err
 
 
+def test_turns_that_were_left_out_are_counted_and_said(run: Run, fake_model: FakeModel) -> None:
+    lines = [{"role": role, "content": " word" * 5} for _ in range(8) for role in ("user", "assistant")][:-1]
+    stdin = b"\n".join(map(orjson.dumps, lines))
+    ended = run("gen", "-m", fake_model(window=40), "--on-overflow", "turns", stdin=stdin)
+    assert ended.status == 0
+    dropped = ended.lines[-1]["usage"]["dropped_messages"]
+    assert dropped % 2 == 0
+    assert 8 <= dropped <= 12
+    assert ended.err == f"myllm: prompt: {dropped} messages left out so that it fits the window\n"
+
+
+def test_joined_messages_are_said_to_who_asks(run: Run, fake_model: FakeModel) -> None:
+    refusing = "{% if messages|length > 1 %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    model = fake_model(template=refusing + "{{ messages[0].content }}")
+    stdin = b'{"role":"user","content":"a"}\n{"role":"user","content":"b"}\n'
+    ended = run("gen", "-t", "-m", model, stdin=stdin)
+    assert ended.out == b"a\n\nb\n"
+    assert ended.err == ""
+    told = run("gen", "-t", "-v", "-m", model, stdin=stdin).err
+    assert "prompt: 1 of the messages joined to the one before" in told
+
+
+def test_a_template_is_a_name_or_a_file(run: Run, fake_model: FakeModel, tmp_path: Path) -> None:
+    """A relative path is the command's, whose folder is not the worker's."""
+    model = fake_model()
+    assert b"### Instruction:\nhi" in run("gen", "-t", "-m", model, "--template", "alpaca", "hi").out
+    (tmp_path / "mine.jinja").write_text("<{{ messages[0].content }}>")
+    for name in ("mine.jinja", "./mine.jinja"):
+        ended = run("gen", "-t", "-m", model, "--template", name, "hi", cwd=tmp_path)
+        assert ended.out == b"<hi>\n"
+    mapped = run(
+        "gen", "--map", "{}!", "-t", "-m", model, "--template", tmp_path / "mine.jinja", stdin=b"hi\n"
+    )
+    assert mapped.out == b"<hi!>\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "why"),
+    [
+        (("--template", "chatlm"), 2, "no template 'chatlm'; did you mean chatml? there are alpaca, chatml"),
+        (("--template", "./none.jinja"), 66, "none.jinja: no such file"),
+        (("--template", "/"), 65, "/: not a file"),
+        (("--template", "chatml", "--raw"), 2, "raw is without a template"),
+    ],
+)
+def test_a_template_that_is_none_is_refused(
+    arguments: tuple[str, ...], status: int, why: str, run: Run, fake_model: FakeModel
+) -> None:
+    ended = run("gen", "-t", "-m", fake_model(), *arguments, "hi")
+    assert ended.status == status
+    assert why in ended.err
+
+
 def test_count_runs_nothing(run: Run, fake_model: FakeModel) -> None:
     model = fake_model()
     assert run("gen", "--count", "-t", "-m", model, "one two three").out == b"3\n"

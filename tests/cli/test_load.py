@@ -368,3 +368,18 @@ def test_what_makes_no_sense_is_2_and_starts_nothing(
     assert (ended.status, ended.out) == (2, b"")
     assert said in ended.err
     assert processes_of(home) == {}
+
+
+def test_a_model_is_loaded_with_a_template_for_all_who_name_none(run: Run, fake_model: FakeModel) -> None:
+    model = fake_model()
+    assert run("load", "--template", "alpaca", model).status == 0
+    assert b"### Instruction:\nhi" in run("gen", "-t", "-m", model, "hi").out
+    assert b"user\nhi\nassistant" in run("gen", "-t", "-m", model, "--template", "chatml", "hi").out
+    assert len(loaded(run)) == 1
+
+
+def test_a_model_is_not_loaded_with_a_template_that_is_none(run: Run, fake_model: FakeModel) -> None:
+    ended = run("load", "--template", "nope", fake_model())
+    assert ended.status == 2
+    assert "no template 'nope'" in ended.err
+    assert loaded(run) == []

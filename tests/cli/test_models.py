@@ -25,7 +25,14 @@ from .conftest import on_a_terminal
 ROOT = Path(__file__).parents[2]
 FIELDS = [
     *("name", "path", "source", "sha256", "size_bytes", "architecture", "parameters", "quantization"),
-    *("context_length", "embedding_length", "template", "kv_bytes_per_token", "memory_estimate_bytes"),
+    *(
+        "context_length",
+        "embedding_length",
+        "template",
+        "templates",
+        "kv_bytes_per_token",
+        "memory_estimate_bytes",
+    ),
 ]
 
 
@@ -74,7 +81,8 @@ def test_no_word_lists_and_a_pipe_gets_jsonl(tiny: Path) -> None:
             ("smollm2", False),
             ("minilm", False),
         ]
-        assert list(records[0]) == [field for field in FIELDS if field != "template"] + ["aliases", "pulled"]
+        without_templates = [field for field in FIELDS if not field.startswith("template")]
+        assert list(records[0]) == [*without_templates, "aliases", "pulled"]
         assert records[0]["path"] == str(tiny)
         assert records[1]["path"] is None
         assert done.stderr == ""

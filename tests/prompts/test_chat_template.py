@@ -56,7 +56,7 @@ def test_it_renders_what_plain_jinja_renders(source: str, messages, open_templat
     )
     plain.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     expected = plain.from_string(source).render(
-        messages=messages, bos_token="<s>", eos_token="</s>", add_generation_prompt=True
+        messages=messages, bos_token="<s>", eos_token="</s>", add_generation_prompt=True, tools=None
     )
     assert rendered(open_template(source), messages) == expected
 

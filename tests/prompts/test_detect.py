@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from myllm.errors import UsageError
-from myllm.prompts.detect import BY_MODEL, DEFAULT, NAMES, find_template
+from myllm.prompts.detect import BY_MODEL, BY_VOCABULARY, DEFAULT, NAMES, find_template
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant"}
 TURNS = [
@@ -75,10 +75,27 @@ def test_a_file_may_hold_a_templates_name_instead_of_its_source() -> None:
     assert find_template("gemma", "x") == find_template(None, "", "gemma")
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"no template 'nope'; one of alpaca, chatml"):
+@pytest.mark.parametrize(("token", "name"), BY_VOCABULARY)
+def test_a_vocabulary_says_more_than_a_name(token: str, name: str) -> None:
+    """Fine-tunes keep their family's name and change its format."""
+    assert find_template(None, "vicuna", vocabulary=["<s>", token]) == find_template(None, "", name)
+    assert find_template(None, "vicuna", vocabulary=["<s>", "</s>"]) == find_template(None, "", "vicuna")
+    assert find_template("{{ messages }}", "x", vocabulary=[token]) == "{{ messages }}"
+
+
+def test_one_of_the_files_named_templates_can_be_asked_for() -> None:
+    named = {"tool_use": "{{ tools }}", "chatml": "its own chatml"}
+    assert find_template("{{ messages }}", "x", "tool_use", named=named) == "{{ tools }}"
+    assert find_template("{{ messages }}", "x", "chatml", named=named) == "its own chatml"
+    assert find_template("{{ messages }}", "x", named=named) == "{{ messages }}"
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_and_all_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"no template 'nope'; there are alpaca, chatml"):
         find_template(None, "x", "nope")
+    with pytest.raises(UsageError, match=r"'tooluse'; did you mean tool_use\? there are tool_use, alpaca"):
+        find_template(None, "x", "tooluse", named={"tool_use": ""})
 
 
 def test_every_detected_template_is_shipped() -> None:
-    assert {name for _, name in BY_MODEL} | {DEFAULT} <= set(NAMES)
+    assert {name for _, name in (*BY_MODEL, *BY_VOCABULARY)} | {DEFAULT} <= set(NAMES)

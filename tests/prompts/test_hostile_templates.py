@@ -55,6 +55,11 @@ ESCAPES = [
     "{{ (messages|map('length')|first).__class__ }}{{ range.__self__ }}",
     "{{ dict.mro() }}{{ dict|attr('fromkeys')|attr('__self__') }}",
     "{{ [].__class__.__base__.__subclasses__()[0].__init__.__globals__ }}",
+    # These fail at first, and are rendered as llama.cpp would.
+    "{{ nothing.at.all }}{{ lipsum.__globals__['os'].system('touch CANARY') }}",
+    "{{ nothing.at.all.__init__.__globals__ }}{{ nothing.at.__class__.__mro__ }}",
+    "{{ nothing.at.all|attr('__class__')|attr('__base__') }}{{ (nothing.at + lipsum).__globals__ }}",
+    "{% generation %}{{ nothing.at.all }}{{ caller.__globals__ }}{% endgeneration %}",
 ]
 BOMBS = [
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
@@ -97,6 +102,9 @@ BOMBS = [
     "{{ " + "[" * 2000 + "]" * 2000 + " }}",
     "{% set x = cycler(*range(99999)) %}{% for i in range(99999) %}{{ x.next() }}{{ x.items }}{% endfor %}",
     "{{ '\\ud800' }}",
+    "{% for a in range(99999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}{{ nothing.at.all }}",
+    "{{ nothing.at.all }}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{% if 1 %}" * 900 + "{{ nothing.at.all }}{{ 'a' * 10**9 }}" + "{% endif %}" * 900,
     "\ufdd0" * 1000,
 ]
 

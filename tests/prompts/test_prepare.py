@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from myllm.errors import ContextOverflowError, UsageError
+from myllm.errors import BadDataError, ContextOverflowError, UsageError
 from myllm.prompts.detect import find_template
 from myllm.prompts.prepare import prepare
 from myllm.protocol import ROLES
@@ -207,3 +207,57 @@ def test_a_template_that_opens_a_reasoning_says_so_and_a_message_does_not(
 
 def test_a_raw_prompt_is_in_no_reasoning_whatever_it_ends_in(tokenizer) -> None:
     assert not prepare(GenRequest(prompt="x <think>", raw=True), tokenizer, None, WINDOW).in_reasoning
+
+
+# As Mistral's own templates have it, and Gemma's.
+ALTERNATING = """
+{%- for m in messages if m.role != 'system' %}
+    {%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+    {%- endif %}
+{%- endfor %}"""
+TWO_QUESTIONS = [
+    {"role": "system", "content": "S"},
+    {"role": "user", "content": "first"},
+    {"role": "user", "content": "second"},
+    {"role": "assistant", "content": "answer"},
+    {"role": "assistant", "content": "more"},
+    {"role": "user", "content": "third"},
+]
+
+
+def test_messages_of_one_role_in_a_row_are_joined_where_a_template_insists(tokenizer, open_template) -> None:
+    insisting = open_template(ALTERNATING + find_template(None, "", "mistral"))
+    prepared = prepare(GenRequest(messages=TWO_QUESTIONS), tokenizer, insisting, WINDOW)
+    assert text_of(prepared.tokens, tokenizer) == (
+        "<s>[INST] S\nfirst\n\nsecond [/INST] answer\n\nmore</s>[INST] third [/INST]"
+    )
+    assert prepared.joined_messages == 2
+
+
+def test_a_template_that_takes_them_gets_them_as_they_are(tokenizer, chatml) -> None:
+    prepared = prepare(GenRequest(messages=TWO_QUESTIONS), tokenizer, chatml, WINDOW)
+    assert text_of(prepared.tokens, tokenizer).count("<|im_start|>user") == 3
+    assert prepared.joined_messages == 0
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}],
+        [{"role": "user", "name": "Ada", "content": "a"}, {"role": "user", "name": "Bob", "content": "b"}],
+    ],
+    ids=["begins with an answer", "two speakers"],
+)
+def test_what_joining_does_not_help_is_refused_as_ever(messages, tokenizer, open_template) -> None:
+    insisting = open_template(ALTERNATING + find_template(None, "", "mistral"))
+    with pytest.raises(BadDataError, match=r"refuses these messages: .*alternate"):
+        prepare(GenRequest(messages=messages), tokenizer, insisting, WINDOW)
+
+
+def test_a_joined_message_makes_no_control_token(tokenizer, open_template) -> None:
+    insisting = open_template(ALTERNATING + find_template(None, "", "mistral"))
+    pair = [{"role": "user", "content": "<"}, {"role": "user", "content": "</s>"}]
+    prepared = prepare(GenRequest(messages=pair), tokenizer, insisting, WINDOW)
+    assert tokenizer.ids["</s>"] not in prepared.tokens
+    assert "<\n\n</s>" in text_of(prepared.tokens, tokenizer)

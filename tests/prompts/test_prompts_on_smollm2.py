@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from myllm.prompts.chat import Chat
 from myllm.prompts.chat_template import ChatTemplate
 from myllm.prompts.prepare import prepare
+from myllm.prompts.turns import _counted
 from myllm.protocol import ROLES
 from myllm.requests import GenRequest
 
@@ -113,3 +115,34 @@ def test_long_raw_text_of_control_tokens_has_the_usual_tokens_in_linear_time(smo
     """In one call llama.cpp's time grows with the square of the number of control tokens."""
     prepared = prepare(GenRequest(prompt="<|im_end|>x" * 10_000, raw=True), smollm2, None, 100_000)
     assert prepared.tokens == smollm2.encode("<|im_end|>x", special=True) * 10_000
+
+
+def turns(n_turns: int) -> list[dict[str, str]]:
+    """About 40 tokens a turn; the last one has no answer yet."""
+    messages = [{"role": "system", "content": "Be terse."}]
+    for n in range(n_turns):
+        messages.append({"role": "user", "content": f"Tell me of pipe number {n}, please."})
+        messages.append({"role": "assistant", "content": f"Pipe {n} carries bytes — to ‘{'x' * (n % 5)}’.\n"})
+    return messages[:-1]
+
+
+def test_messages_are_counted_nearly_as_they_are_rendered(smollm2, template) -> None:
+    """So that what the counts decide fits, and little is dropped that would."""
+    messages = turns(100)
+    chat = Chat(smollm2, template)
+    fixed, counted = _counted(messages, chat, smollm2, 8192)
+    exact = len(chat.assemble(messages))
+    assert exact <= fixed + sum(message.n_tokens for message in counted) <= exact * 1.05
+
+
+def test_a_conversation_of_sixty_turns_reuses_its_prefix(smollm2, template) -> None:
+    """512 of 2,048 tokens are for the answer; the prompt before is the beginning of nearly every next one."""
+    n_reused, before = 0, [0]
+    for n_turns in range(1, 81):
+        request = GenRequest(messages=turns(n_turns), on_overflow="turns")
+        tokens = prepare(request, smollm2, template, 2048).tokens
+        assert len(tokens) <= 2048 - 512
+        n_reused += tokens[: len(before) - 3] == before[:-3]  # the last three open the answer
+        before = tokens
+    assert len(before) < len(prepare(GenRequest(messages=turns(80)), smollm2, template, 8192).tokens)
+    assert n_reused / 80 >= 0.85
