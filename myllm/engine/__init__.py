@@ -34,7 +34,7 @@ class TextWindow(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A folder for keys and values that are used again, and how much it may hold, those of other models too."""
+    """A folder for keys and values to use again, and how much it may hold, those of other models too."""
 
     folder: Path
     max_bytes: int
@@ -97,9 +97,8 @@ class Engine(Protocol):
         """
 
     def settle(self, seconds: float) -> None:
-        """Waits until what has ended is kept as it shall be, at most about so long; at once where a request is
-        still running. Thread-safe.
-        """
+        """Waits, at most about so long, until what has ended is kept; not where a request still runs.
+        Thread-safe."""
 
     def close(self) -> None:
         """Ends the engine's thread and frees the model; blocks until that is done."""
