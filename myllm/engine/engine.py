@@ -85,13 +85,8 @@ class BatchingEngine:
     ) -> None:
         """Queues a request; its arrival is a time of the engine's clock. Returns at once."""
         stored = self._archive.find(prompt) if self._archive else Found()
-
-        def start() -> list[Message]:
-            return self._start(
-                request, prompt, arrival, dropped_tokens, dropped_messages, in_reasoning, stored
-            )
-
-        self._inbox.put(start)
+        dropped = dropped_tokens, dropped_messages
+        self._inbox.put(lambda: self._start(request, prompt, arrival, dropped, in_reasoning, stored))
 
     def embed(self, request: EmbedRequest, texts: list[list[TextWindow]], arrival: Arrival) -> None:
         """Queues texts in windows. Returns at once."""
