@@ -49,7 +49,7 @@ class Message:
     tokens: Mapping[str, int] = field(default_factory=dict)
     """The length in tokens by tokenizer's fingerprint, as rendered in its place."""
     answer: Mapping[str, Any] = field(default_factory=dict)
-    """Of an answer: `model`, `finish_reason`, `usage`, `timings`, `seed` as in done events, and `fingerprint`."""
+    """Of an answer: `model`, `finish_reason`, `usage`, `timings`, `seed` of its done event, `fingerprint`."""
 
     def to_wire(self) -> dict[str, Any]:
         """As a template and OpenAI's format take it."""

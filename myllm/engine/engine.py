@@ -25,7 +25,7 @@ from myllm.engine.kv_layout import round_up
 from myllm.engine.runner import Runner, Sampled, Vocabulary
 from myllm.engine.scheduler import Plan, Scheduler
 from myllm.engine.sequence import Chunk, Sequence
-from myllm.engine.snapshot import Archive, Found
+from myllm.engine.snapshot import NOT_FOUND, Archive, Found
 from myllm.engine.text import ReasoningSplitter
 from myllm.errors import InternalError, MyllmError
 from myllm.events import failed
@@ -84,7 +84,7 @@ class BatchingEngine:
         in_reasoning: bool = False,
     ) -> None:
         """Queues a request; its arrival is a time of the engine's clock. Returns at once."""
-        stored = self._archive.find(prompt) if self._archive else Found()
+        stored = self._archive.find(prompt) if self._archive else NOT_FOUND
         dropped = dropped_tokens, dropped_messages
         self._inbox.put(lambda: self._start(request, prompt, arrival, dropped, in_reasoning, stored))
 
@@ -268,8 +268,7 @@ class BatchingEngine:
         request: GenRequest,
         prompt: list[int],
         arrival: Arrival,
-        dropped_tokens: int,
-        dropped_messages: int,
+        dropped: tuple[int, int],
         in_reasoning: bool,
         stored: Found,
     ) -> list[Message]:
@@ -291,7 +290,7 @@ class BatchingEngine:
             traceback.print_exc(file=sys.stderr)
             bug = InternalError(f"engine: {type(error).__name__}: {error}; please report it")
             return [tagged(failed(bug), arrival.id)]
-        generation.dropped_tokens, generation.dropped_messages = dropped_tokens, dropped_messages
+        generation.dropped_tokens, generation.dropped_messages = dropped
         generation.reasoning = ReasoningSplitter(inside=in_reasoning)
         self._generations[arrival.id] = generation
         if request.max_tokens == 0:
@@ -318,9 +317,7 @@ class BatchingEngine:
 
     def _finish(self, generation: Generation, finish_reason: str) -> list[Message]:
         sequence = generation.sequence
-        if (
-            sequence.slot and not generation.request.priority
-        ):  # a batch's are too many, and seldom wanted again
+        if sequence.slot and not generation.request.priority:  # a batch's are many, and seldom wanted again
             self._ended.append((sequence.slot, list(sequence.slot.tokens), generation.stored.length))
         self._forget(generation)
         return generation.closing_events(finish_reason, self._clock())
@@ -388,8 +385,9 @@ class BatchingEngine:
                 continue
             state = self._archive.read(block)
             if state is None or not self._runner.write(sequence.slot.id, first, last, state):
-                generation.stored, generation.n_cached, sequence.n_stored = Found(), 0, 0
-                return self._scheduler.restart(sequence)
+                generation.stored, generation.n_cached, sequence.n_stored = NOT_FOUND, 0, 0
+                self._scheduler.restart(sequence)
+                return
 
     def _start_empty(self) -> None:
         self._runner.drop()

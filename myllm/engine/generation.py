@@ -11,8 +11,8 @@ import secrets
 from dataclasses import dataclass, field
 
 from myllm.engine.runner import Runner
-from myllm.engine.snapshot import Found
 from myllm.engine.sequence import Sequence
+from myllm.engine.snapshot import NOT_FOUND, Found
 from myllm.engine.text import ReasoningSplitter, TextStream
 from myllm.errors import BadDataError, ContextOverflowError
 from myllm.events import Timings, Usage, generated, token
@@ -42,7 +42,7 @@ class Generation:
     seed: int = 0
     dropped_tokens: int = 0
     dropped_messages: int = 0
-    stored: Found = Found()
+    stored: Found = NOT_FOUND
     """What of its prompt was on disk when it came."""
     failures: int = 0
     finish_reason: str | None = None

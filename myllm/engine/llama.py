@@ -10,7 +10,6 @@ streams or processes. Foreign failures become MyllmError here.
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -75,7 +74,7 @@ def start() -> None:
 
 def build() -> str:
     """Which llama.cpp this is: it changes whenever the library is installed or compiled anew."""
-    status = os.stat(lib._lib._name)
+    status = Path(lib._lib._name).stat()
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 

@@ -1,4 +1,4 @@
-"""Keys and values on disk: what was computed once is read back by any request that begins with the same tokens.
+"""Keys and values on disk: what was computed once is read back by any request that begins with the tokens.
 
 Owns the files: blocks of up to `BLOCK` tokens of a sequence, each named by what comes before it and by what
 it ends, so that sequences with one beginning keep that once. Must not know llama.cpp, slots or scheduling:
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -34,7 +34,7 @@ SHORTEST: Final = 32
 """Tokens from which a stretch is worth a file, or worth reading out of one."""
 MAGIC: Final = b"MyLLM KV 01\n"
 HEADER: Final = struct.Struct("<12s32sIQQ")
-"""Magic, identity, number of tokens, bytes of payload, checksum of the rest: the tokens as int32, the payload."""
+"""Magic, identity, number of tokens, bytes of payload, checksum of the rest: tokens as int32, the payload."""
 SUFFIX: Final = ".kv"
 NAME_BYTES: Final = 16
 MAX_WAITING: Final = 512 * 2**20
@@ -48,7 +48,7 @@ Payload = NDArray[np.uint8]
 
 
 class Block(NamedTuple):
-    """Keys and values of the positions `start` to `start + size` that a file has, of which `used` are wanted."""
+    """A file with keys and values of `size` positions from `start` on; the first `used` are wanted."""
 
     path: Path
     start: int
@@ -71,6 +71,9 @@ class Found(NamedTuple):
     length: int = 0
 
 
+NOT_FOUND: Final = Found()
+
+
 class Snapshots:
     """The blocks in `folder` that go with `identity`: all that a payload depends on beside the tokens.
 
@@ -86,9 +89,9 @@ class Snapshots:
         self._listed_at = 0
 
     def find(self, tokens: Sequence[int]) -> Found:
-        """The longest beginning of `tokens` that is there. Reads names, and heads where a block fits in part."""
+        """The longest beginning of `tokens` that is there. Reads names, and heads of what fits in part."""
         if len(tokens) < SHORTEST:
-            return Found()
+            return NOT_FOUND
         there = self._by_beginning()
         beginnings = Beginnings(self._identity, tokens)
         blocks: list[Block] = []
@@ -118,7 +121,7 @@ class Snapshots:
         """Stretches of `tokens`, start and end, that are to be written so that all but a few are there;
         `length` of them are known to be."""
         edges = [*range(length, len(tokens), BLOCK), len(tokens)]
-        return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if b - a >= SHORTEST]
+        return [(a, b) for a, b in pairwise(edges) if b - a >= SHORTEST]
 
     def write(self, tokens: Sequence[int], start: int, payload: Payload) -> None:
         """Keeps the payload of the positions from `start` to the end of `tokens`. Raises OSError."""
@@ -146,7 +149,7 @@ class Snapshots:
             if excess <= 0:
                 return
             with suppress(OSError):
-                os.unlink(path)
+                Path(path).unlink()
                 excess -= size
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────
