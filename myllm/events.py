@@ -132,7 +132,7 @@ def ended_early(op: str, finish_reason: str) -> Message:
     """The last event of a request that ended before a model had it, shaped as its operation's others."""
     if op == "embed":
         return embedded(0, 0, cached_texts=0, finish_reason=finish_reason)
-    if op != "gen":
+    if op not in ("gen", "chat"):
         return done(finish_reason=finish_reason)
     usage = Usage(prompt_tokens=0, cached_tokens=0, completion_tokens=0, dropped_messages=0)
     timings = Timings(queue_ms=0.0, prefill_ms=0.0, ttft_ms=0.0, decode_ms=0.0, tokens_per_second=0.0)
@@ -147,6 +147,12 @@ def completed(event: Message, model: str, load_ms: float) -> Message:
         queue_ms = timings.get("queue_ms", 0.0)
         whole["timings"] = {"queue_ms": queue_ms, "load_ms": round(load_ms, 1), **timings}
     return whole
+
+
+def in_session(event: Message, session_id: str) -> Message:
+    """A last event of a turn, with the session that it was taken in."""
+    head: Message = {key: event[key] for key in ("done", "full_text", "reasoning_text") if key in event}
+    return {**head, "session_id": session_id, **event}
 
 
 def outcome(event: Message) -> Message:

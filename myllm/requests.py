@@ -352,12 +352,37 @@ WANTED: Final[Mapping[str, Any]] = {
 }
 
 
+class InSession(NamedTuple):
+    """The session that a turn is taken in: by name, which is made where there is none, or by id; or the
+    `last` one, of this `directory` first; else a new one. It remembers the directory that it was begun in.
+    """
+
+    session: str | None = None
+    last: bool = False
+    directory: str | None = None
+
+    @classmethod
+    def parse(cls, message: Message) -> InSession:
+        """Checks the keys of `IN_SESSION`. Raises UsageError."""
+        given = {
+            name: check(name, message[name])
+            for name, check in IN_SESSION.items()
+            if message.get(name) is not None
+        }
+        if given.get("last") and "session" in given:
+            raise UsageError("request: give a session, or last")
+        return cls(**given)
+
+
+IN_SESSION: Final[Mapping[str, Any]] = {"session": _text, "last": _flag, "directory": _text}
+
+
 @dataclass(eq=False, repr=False, slots=True)
 class Request:
     """One request as it came in: the operation, the model it wants, and what it asks of that.
 
     `asked` is None where the operation asks nothing of a model; `wire` are its keys as they came, which
-    is what a worker gets. `all` goes with `unload`.
+    is what a worker gets. `all` goes with `unload`, `turn` with `chat`.
     """
 
     op: str
@@ -365,6 +390,7 @@ class Request:
     asked: GenRequest | EmbedRequest | None = None
     wire: Message = field(default_factory=dict)
     all: bool = False
+    turn: InSession = field(default_factory=InSession)
 
     @classmethod
     def parse(cls, message: Message) -> Request:
@@ -376,8 +402,10 @@ class Request:
         _refuse_unknown(message, known)
         if asked is None:
             return cls(op, Wanted.parse(message), all=_flag("all", message.get("all", False)))
-        wire = {key: value for key, value in message.items() if key != "op" and key not in WANTED}
-        return cls(op, Wanted.parse(message), asked.parse(wire), wire)
+        about = {"op", *WANTED, *(IN_SESSION if op == "chat" else ())}
+        wire = {key: value for key, value in message.items() if key not in about}
+        turn = InSession.parse(message) if op == "chat" else InSession()
+        return cls(op, Wanted.parse(message), asked.parse(wire), wire, turn=turn)
 
 
 def _operation(asked: type[GenRequest | EmbedRequest] | None, *keys: str) -> tuple[Any, frozenset[str]]:
@@ -386,6 +414,7 @@ def _operation(asked: type[GenRequest | EmbedRequest] | None, *keys: str) -> tup
 
 OPERATIONS: Final = {
     "gen": _operation(GenRequest, *WANTED, *GEN_KEYS),
+    "chat": _operation(GenRequest, *WANTED, *GEN_KEYS, *IN_SESSION),
     "count": _operation(GenRequest, *WANTED, *GEN_KEYS),
     "embed": _operation(EmbedRequest, *WANTED, *EMBED_KEYS),
     "load": _operation(None, *WANTED),

@@ -29,6 +29,7 @@ from myllm.settings import DEFAULT_EMBED_MODEL, DEFAULT_MODEL
 if TYPE_CHECKING:
     from myllm.models.registry import Model, Registry
     from myllm.runtime.cached_embeddings import Embeddings
+    from myllm.runtime.conversations import Conversations
     from myllm.settings import Settings
 
 BATCH_SHARE: Final = 0.75
@@ -61,12 +62,14 @@ class Runtime:
             offline: Resolver(partial(self._open_registry, offline=offline)) for offline in (False, True)
         }
         self._embeddings: Embeddings | None = None
+        self._conversations: Conversations | None = None
         self._calls: set[Call] = set()
         self._n_requests = self._n_askers = 0
         self._refusal: MyllmError | None = None
         self._ended = asyncio.Event()
         self._operations: dict[str, Work] = {
             "gen": self._generate,
+            "chat": self._chat,
             "count": self._generate,
             "embed": self._embed,
             "load": self._load,
@@ -135,6 +138,8 @@ class Runtime:
         """Ends all backends; returns when they are gone."""
         if self._embeddings:
             await self._embeddings.close()
+        if self._conversations:
+            await self._conversations.close()
         await self._keeper.close()
 
     # ── a request's life ────────────────────────────────────────────────────────────────────
@@ -185,14 +190,31 @@ class Runtime:
         """Finds and readies the model, then passes the request on to its backend."""
         async with _in_time(request, arrived):
             model = await self._find(request, call, self._settings.default_model or DEFAULT_MODEL)
-            backend = await self._ready(model, request, call)
+            await self._ask(model, request, call, arrived, call)
+
+    async def _chat(self, request: Request, call: Call, arrived: float) -> None:
+        """Takes a turn in a session: what was said there is sent along, and what is said now is kept."""
+        if self._conversations is None:
+            from myllm.runtime.conversations import Conversations  # with SQLite, which nobody else wants
+
+            self._conversations = Conversations()
+        async with _in_time(request, arrived), self._conversations.turn(request, call) as turn:
+            default = turn.session.model or self._settings.default_model or DEFAULT_MODEL
+            model = await self._find(request, call, default)
+            await self._ask(model, turn.request, call, arrived, turn.saved(call, model))
+
+    async def _ask(self, model: Model, request: Request, call: Call, arrived: float, reply: Reply) -> None:
+        """Readies the model and has it answer to `reply`, which is the call's end or before it."""
+        backend = await self._ready(model, request, call)
 
         def again() -> bool:
-            return self._widen(backend, model, request, call, arrived)
+            return self._widen(backend, model, request, call, arrived, reply)
 
-        _submit(backend, request, call, arrived, Retried(call, again))
+        _submit(backend, request, call, arrived, Retried(reply, again))
 
-    def _widen(self, backend: Backend, model: Model, request: Request, call: Call, arrived: float) -> bool:
+    def _widen(
+        self, backend: Backend, model: Model, request: Request, call: Call, arrived: float, reply: Reply
+    ) -> bool:
         """Whether a prompt that did not fit the window that an idle model was loaded with is asked again, of
         the model's own window. A busy one's error says what to do.
         """
@@ -204,7 +226,7 @@ class Runtime:
         async def work(request: Request, call: Call, arrived: float) -> None:
             async with _in_time(request, arrived):
                 wider = await self._keeper.widen(narrow, model, call.event)
-            _submit(wider, request, call, arrived, call)
+            _submit(wider, request, call, arrived, reply)
 
         call.leave_backend()
         self._work(work, request, call, arrived)
