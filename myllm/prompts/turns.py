@@ -1,7 +1,7 @@
 """A conversation → its prompt without the oldest turns, where all of it does not fit the window.
 
-Counts, has `history.py` decide and renders what stays, which has the last word. What is surely too long is
-not rendered as a whole, so that of a conversation of years no more is rendered than of one of hours.
+Counts, has `history.py` decide and renders what stays, which has the last word. What is out of reach is not
+even counted, so that a conversation of years costs no more than one of hours.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from myllm.tokenizer import Tokenizer
 
 DOT: Final = "."
 """The shortest text of a message."""
+REACH_CHARS: Final = 4 * CHARS_PER_TOKEN
+"""Characters a token of the budget within which turns are counted at all. A few times what can stay, for when
+this reach moves, the beginning may."""
 
 
 def without_oldest_turns(
@@ -29,15 +32,18 @@ def without_oldest_turns(
     BadDataError from the template.
     """
     budget = window - answer_room(max_tokens, window)
+    n_given = len(messages)
+    lengths = [Counted(message["role"], len(message["content"])) for message in messages]
+    messages = _sent(messages, fit_history(lengths, 0, REACH_CHARS * budget))
     if sum(len(message["content"]) for message in messages) <= CHARS_PER_TOKEN * budget:  # it may fit
         tokens = chat.assemble(messages)
         if len(tokens) <= budget:
-            return tokens, 0
+            return tokens, n_given - len(messages)
     fixed, counted = _counted(messages, chat, tokenizer, window)
     decided = fit_history(counted, fixed, budget)
     later = (i for i, message in enumerate(messages) if i > decided and message["role"] == "user")
     for first in (decided, *later):  # those after it, where the counts were a little low
-        sent = [message for i, message in enumerate(messages) if i >= first or message["role"] in SYSTEM]
+        sent = _sent(messages, first)
         least = least_tokens([message["content"] for message in sent], tokenizer, window)
         if least >= window:
             raise overflow(f"more than {least:,} tokens without the turns before", window)
@@ -46,7 +52,11 @@ def without_oldest_turns(
             break
     if len(tokens) >= window:
         raise overflow(f"{len(tokens):,} tokens without the turns before", window)
-    return tokens, len(messages) - len(sent)
+    return tokens, n_given - len(sent)
+
+
+def _sent(messages: list[Message], first: int) -> list[Message]:
+    return [message for i, message in enumerate(messages) if i >= first or message["role"] in SYSTEM]
 
 
 def _counted(

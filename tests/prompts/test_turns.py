@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from myllm.errors import ContextOverflowError
@@ -85,16 +87,29 @@ class Recorder(Chat):
         return super().assemble(messages)
 
 
-def test_nothing_that_goes_is_rendered(tokenizer, open_template) -> None:
-    """Of ten thousand turns as much is rendered as of five hundred."""
+def test_ten_thousand_turns_cost_no_more_than_a_few_hundred(tokenizer, open_template) -> None:
+    """What goes is not rendered, and what went long ago not even counted."""
     template = open_template(find_template(None, "", "chatml"))
-    rendered = []
     for n_turns in (500, 10_000):
         chat = Recorder(tokenizer, template)
-        tokens, _ = without_oldest_turns(conversation(n_turns), chat, tokenizer, None, WINDOW)
+        tokenizer.encoded_chars = 0
+        tokens, n_dropped = without_oldest_turns(conversation(n_turns), chat, tokenizer, None, WINDOW)
         assert len(tokens) > WINDOW // 2
-        rendered.append(chat.n_rendered)
-    assert max(rendered) < 100
+        assert n_dropped > 2 * n_turns - 100
+        assert chat.n_rendered < 100
+        assert tokenizer.encoded_chars < 60_000
+
+
+def test_the_beginning_moves_as_seldom_in_a_conversation_that_is_long_past_its_reach(
+    tokenizer, open_template
+) -> None:
+    template = open_template(find_template(None, "", "chatml"))
+    prompts = [
+        prepare(ask(conversation(n_turns)), tokenizer, template, WINDOW).tokens
+        for n_turns in range(900, 1100)
+    ]
+    n_reused = sum(shared(a, b) >= len(a) - 10 for a, b in pairwise(prompts))
+    assert n_reused / len(prompts) >= 0.85
 
 
 @pytest.mark.parametrize("counted", [1, 5])
