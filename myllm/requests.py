@@ -355,11 +355,13 @@ WANTED: Final[Mapping[str, Any]] = {
 class InSession(NamedTuple):
     """The session that a turn is taken in: by name, which is made where there is none, or by id; or the
     `last` one, of this `directory` first; else a new one. It remembers the directory that it was begun in.
+    `default_model` is for a session that has none.
     """
 
     session: str | None = None
     last: bool = False
     directory: str | None = None
+    default_model: str | None = None
 
     @classmethod
     def parse(cls, message: Message) -> InSession:
@@ -374,7 +376,12 @@ class InSession(NamedTuple):
         return cls(**given)
 
 
-IN_SESSION: Final[Mapping[str, Any]] = {"session": _text, "last": _flag, "directory": _text}
+IN_SESSION: Final[Mapping[str, Any]] = {
+    "session": _text,
+    "last": _flag,
+    "directory": _text,
+    "default_model": _text,
+}
 
 
 @dataclass(eq=False, repr=False, slots=True)

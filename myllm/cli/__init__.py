@@ -14,6 +14,7 @@ import click
 from myllm.cli.console import Streams
 
 COMMANDS: Final[Mapping[str, str]] = {
+    "chat": "Hold a conversation that is kept.",
     "embed": "Turn text into vectors.",
     "gen": "Generate text from a prompt, or from many.",
     "load": "Keep models warm in a daemon.",

@@ -6,23 +6,16 @@ every warm command: nothing slow is imported here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from myllm.cli import options
 from myllm.cli.console import Streams
-from myllm.cli.inputs import MAX_INPUT, Given, UpstreamError, compose, parse_input
-from myllm.cli.output import CountOutput, JsonlOutput, Output, TextOutput, losses, statistics
-from myllm.cli.progress import Progress
-from myllm.errors import BadDataError, DeadlineError, UnavailableError, UsageError, from_wire
-from myllm.protocol import TOKEN_START, encode, parse
+from myllm.cli.one_answer import answer, in_session
+from myllm.errors import UsageError
 from myllm.settings import DEFAULT_MODEL
 
-if TYPE_CHECKING:
-    from myllm.client.client import Client
-
-AWAITED = "text on stdin; end it with Ctrl-D, or give -n to read none"
 EPILOG = """\b
 Examples:
   echo 'Why do Unix pipes matter?' | myllm gen -t
@@ -56,6 +49,8 @@ model's process is gone; 74 I/O; 78 configuration; 124 deadline. See `man myllm`
     metavar="N",
     help="Log-probabilities of each token and of the N (at most 20) likeliest; in JSONL.",
 )
+@options.session_option("Take a turn in this session: what was said there goes along, the answer is kept.")
+@options.files_option
 @options.template_option
 @click.option("--raw", is_flag=True, help="No chat template: the model goes on with the text.")
 @click.option("--count", is_flag=True, help="Count the prompt's tokens and run nothing.")
@@ -101,22 +96,15 @@ def gen(streams: Streams, /, prompt: str | None, **values: Any) -> int:
     for name in ("resume", "unordered", "stream"):
         if values[name]:
             raise UsageError(f"--{name}: it goes with --batch or --map")
+    for name in ("raw", "count"):
+        if values["session"] is not None and values[name]:
+            raise UsageError(f"--{name}: it does not go with --session")
     reads_stdin = not values["no_stdin"] and not streams.stdin_is_terminal
-    if prompt is None and not reads_stdin:
+    if prompt is None and not reads_stdin and not values["files"]:
         raise UsageError("no prompt: type `myllm gen 'your prompt'`, or pipe text in")
-    output = _output(streams, as_text, values["count"])
-
-    from myllm.client import connect
-
-    with connect(configured, streams.note) as client:  # first, so that the worker starts while stdin is read
-        try:
-            given = _read_stdin(streams, values) if reads_stdin else Given()
-        except UpstreamError as error:
-            output.done(error.line, parse(error.line))
-            raise
-        request |= compose(given, prompt)
-        event = _answer(streams, client, request, output, values)
-    return _conclude(streams, event, values["verbose"])
+    if values["session"] is not None:
+        request = in_session(request, values, configured)
+    return answer(streams, configured, request, prompt, values, as_text=as_text, reads_stdin=reads_stdin)
 
 
 def _request(values: dict[str, Any]) -> dict[str, Any]:
@@ -147,63 +135,3 @@ def _check_batch(streams: Streams, prompt: str | None, values: dict[str, Any]) -
         raise UsageError("--input text: --batch and --map take lines or jsonl")
     if values["no_stdin"] or streams.stdin_is_terminal:
         raise UsageError("stdin: --batch and --map read records from it; give < FILE, or pipe them in")
-
-
-def _read_stdin(streams: Streams, values: dict[str, Any]) -> Given:
-    """All of stdin. Raises BadDataError, UsageError, IOFailureError."""
-    chunks: list[bytes] = []
-    size = 0
-    for chunk in streams.chunks(AWAITED):
-        chunks.append(chunk)
-        size += len(chunk)
-        if size > MAX_INPUT:
-            raise BadDataError(
-                f"stdin: more than {MAX_INPUT:,} bytes, which no request can hold; split it, or give --batch"
-            )
-    return parse_input(b"".join(chunks), values["input_mode"], values["field"])
-
-
-def _output(streams: Streams, as_text: bool, count: bool) -> Output:
-    if not as_text:
-        return JsonlOutput(streams)
-    return CountOutput(streams) if count else TextOutput(streams)
-
-
-def _answer(
-    streams: Streams, client: Client, request: dict[str, Any], output: Output, values: dict[str, Any]
-) -> dict[str, Any]:
-    """Runs one request, its events going to `output` or stderr; returns the done event."""
-    progress = Progress(streams, values["progress"])
-    try:
-        for line in client.stream(request):
-            if line.startswith(TOKEN_START):
-                progress.close()
-                output.token(line)
-            elif (event := parse(line)).get("done") is not True:
-                if "note" not in event:
-                    progress.preparing(event)
-                elif values["verbose"] or not event.get("detail"):
-                    streams.note(event["note"])
-        # the last one is the done event
-    except UnavailableError as error:
-        from myllm.events import failed
-
-        event = failed(error)
-        line = encode(event).rstrip()
-    finally:
-        progress.close()
-    output.done(line, event)
-    return event
-
-
-def _conclude(streams: Streams, event: dict[str, Any], verbose: bool) -> int:
-    """Notes on stderr and the exit status. Raises what the done event says went wrong."""
-    if error := event.get("error"):
-        raise from_wire(error)
-    if lost := losses(event):
-        streams.note(lost)
-    if verbose:
-        streams.note(statistics(event))
-    if event.get("finish_reason") == "deadline":
-        raise DeadlineError("deadline: it passed; the answer is what there was until then")
-    return 0

@@ -24,6 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
 
 LOGIT_BIAS: Final = "logit_bias."
+COMPLETED_SESSIONS: Final = 200
+"""Sessions, the newest, whose names are completed."""
 MAX_BIAS: Final = 1e9
 PATIENT: Final = 1
 """The priority of many in flight: whoever waits at a terminal comes first."""
@@ -168,6 +170,35 @@ def input_options(what: str) -> Decorator[Any]:
         ),
     )
 
+
+def complete_session(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """The newest sessions' names for the shell's TAB."""
+    from click.shell_completion import CompletionItem
+
+    from myllm import paths
+    from myllm.storage.sessions import SQLiteSessions
+
+    try:
+        found = SQLiteSessions(paths.state_dir()).page(limit=COMPLETED_SESSIONS)
+    except MyllmError:
+        return []
+    return [CompletionItem(s.name) for s in found if s.name and s.name.startswith(incomplete)]
+
+
+def session_option(text: str) -> Decorator[Any]:
+    """`-s/--session` with this help."""
+    return click.option("-s", "--session", metavar="SESSION", shell_complete=complete_session, help=text)
+
+
+files_option = click.option(
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    type=click.Path(),
+    metavar="FILE",
+    help="A text file to go before the prompt, under its name; may be given several times.",
+)
 
 template_option = click.option(
     "--template",

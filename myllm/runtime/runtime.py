@@ -199,7 +199,8 @@ class Runtime:
 
             self._conversations = Conversations()
         async with _in_time(request, arrived), self._conversations.turn(request, call) as turn:
-            default = turn.session.model or self._settings.default_model or DEFAULT_MODEL
+            default = request.turn.default_model or self._settings.default_model or DEFAULT_MODEL
+            default = turn.session.model or default
             model = await self._find(request, call, default)
             await self._ask(model, turn.request, call, arrived, turn.saved(call, model))
 
