@@ -1,10 +1,11 @@
 """The tables of sessions.py, and their rows as values.
 
-Owns columns, triggers and migrations. Must not know what is done with them, nor connections.
+Owns columns, triggers, migrations, and what every new row must be. Must not know transactions or locks.
 
 A message's number is its id and its row's number, so that the search index, which goes by row numbers, is
-in the order of time; `check` makes cycles impossible. `depth` counts a path without walking it. The index
-of words leaves out OPEN answers: one that is kept every second while it grows would be taken in every time.
+in the order of time. A parent's is less than its child's, so that no path runs in a circle, and `depth`
+counts a path without walking it. The index of words leaves out OPEN answers: one that is kept every second
+while it grows would be taken in every time.
 """
 
 from __future__ import annotations
