@@ -96,14 +96,16 @@ def assemble(about: About, nodes: Mapping[str, Node], head: str | None) -> Trans
     directory = about.directory
     made = Transcript(
         Session(
-            id=about.id,
+            id=clean(about.id) or about.source,
             name=None,
             created=about.created,
             updated=max((about.created, *(message.created for message in messages))),
             head=path_end,
-            model=models[-1] if models else None,
+            model=clean(models[-1]) or None if models else None,
             system="\n\n".join(about.system) or None,
-            directory=directory if isinstance(directory, str) and directory.isprintable() else None,
+            directory=directory
+            if isinstance(directory, str) and clean(directory) == directory != ""
+            else None,
             extra={"source": about.source, **({"title": title} if (title := clean(about.title)) else {})},
         ),
         messages,
