@@ -176,8 +176,9 @@ def test_a_damaged_file_is_refused_or_read(make: Make, at: int) -> None:
     read_or_refused(path)
 
 
-def test_nothing_is_left_beside_the_file_and_it_is_as_it_was(make: Make) -> None:
-    path = make(sample("0.36"))
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+def test_nothing_is_left_beside_the_file_and_it_is_as_it_was(make: Make, mode: str) -> None:
+    path = make(f"PRAGMA journal_mode = {mode};" + sample("0.36"))
     before = path.read_bytes()
     imported(path)
     assert [item.name for item in path.parent.iterdir()] == [path.name]
