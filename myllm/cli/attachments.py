@@ -18,8 +18,8 @@ FENCES: Final = re.compile("`{3,}")
 
 
 def attach(paths: Sequence[str], given: Given) -> Given:
-    """What came on stdin, behind the texts of the files. Raises as `attachment`, and UsageError where stdin is
-    a conversation.
+    """What came on stdin, behind the texts of the files. Raises as `attachment`, and UsageError where a
+    conversation came.
     """
     if given.messages is not None:
         raise UsageError("--file: stdin is a conversation, and has its own messages; give one of them")

@@ -134,6 +134,7 @@ class Turn:
         wire = {key: value for key, value in self.request.wire.items() if key not in ("prompt", "system")}
         self.request = replace(
             self.request,
+            op="gen",
             wire={"on_overflow": "turns", **self.session.settings, **wire, "messages": given + messages},
         )
 

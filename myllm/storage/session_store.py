@@ -24,6 +24,8 @@ TURN_SECONDS: Final = 10.0
 """How long a turn waits for another's end."""
 LONGEST_NAME: Final = 100
 """In characters."""
+RANKED: Final = 5000
+"""So many hits are ranked, at 4 µs each."""
 
 Order = Literal["newest", "best"]
 
@@ -167,8 +169,8 @@ class SessionStore(Protocol):
     ) -> list[Hit]:
         """Messages that contain all of `words`, in any case and with any accents; OPEN answers not yet.
 
-        No character is special: what is no part of a word separates words. `best` is by relevance, of the
-        newest 10,000 in which they were found.
+        No character is special: what is no part of a word separates words. `best` is by relevance, among
+        the newest `RANKED`.
         """
         ...
 

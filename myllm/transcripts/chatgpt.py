@@ -89,7 +89,7 @@ class _Conversation:
         draft = Draft(role=role, created=self._about.created if created is None else created)
         self._fill(draft, content)
         if role == "system" or content.get("content_type") == "user_editable_context":
-            self._add_system("\n\n".join(filter(None, draft.content)))
+            self._about.system["\n\n".join(filter(None, draft.content))] = None
             return None
         if role == "assistant":
             draft.answer = _answer(message)
@@ -102,10 +102,6 @@ class _Conversation:
             self._notes.add(f"message of role {role:.40}")
             return None
         return draft
-
-    def _add_system(self, text: str) -> None:
-        if text and text not in self._about.system:
-            self._about.system.append(text)
 
     def _result_of(self, key: str, message: Mapping[str, Any]) -> dict[str, Any]:
         """A tool's name, and the id of the call that its message answers."""

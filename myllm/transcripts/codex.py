@@ -66,7 +66,7 @@ class _Reader:
         self.about.directory = meta.get("cwd")
         match meta:
             case {"base_instructions": {"text": str(text)}} | {"instructions": str(text)}:
-                self.about.system.append(text)
+                self.about.system[text] = None
 
     def _item(self, item: Mapping[str, Any], at: float) -> None:
         answer = Draft(role="assistant", created=at)
@@ -96,11 +96,9 @@ class _Reader:
             self.drafts.append(answer)
 
     def _add_system(self, text: str) -> None:
-        if text in self.about.system:
-            return
-        if self.drafts:
+        if self.drafts and text not in self.about.system:
             self._notes.add("system message inside a conversation, now part of the system prompt")
-        self.about.system.append(text)
+        self.about.system[text] = None
 
     def _text(self, content: Any) -> str:
         """The text of a content: one, parts, or what a tool that failed gave."""

@@ -19,6 +19,9 @@ from myllm.protocol import MAX_MESSAGE
 
 MAX_ROWS: Final = 5_000_000
 """Of one query."""
+WAL_AT: Final = 19
+"""Where the header has the version that a reader needs (sqlite.org/fileformat.html §1.3.3)."""
+WAL: Final = b"\x02"
 STEPS: Final = 100_000
 """Instructions of SQLite's machine between two looks at the count."""
 MAX_LOOKS: Final = 50_000
@@ -42,7 +45,7 @@ class ForeignDatabase:
         self._path = path
         self._looks = 0
         try:
-            self._connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+            self._connection = sqlite3.connect(_uri(path), uri=True)
         except sqlite3.Error as error:
             raise self._refused(error) from error
         try:
@@ -100,6 +103,18 @@ class ForeignDatabase:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         kind = IOFailureError if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) else BadDataError
         return kind(f"{self._path}: cannot be read as llm's database: {error}")
+
+
+def _uri(path: Path) -> str:
+    """A file to read and not to change. Raises OSError.
+
+    One in WAL mode without a log is open nowhere; as immutable, SQLite makes no files beside it.
+    """
+    path = path.resolve()
+    with path.open("rb") as file:
+        in_wal_mode = file.read(WAL_AT + 1)[WAL_AT:] == WAL
+    alone = in_wal_mode and not path.with_name(f"{path.name}-wal").exists()
+    return f"file:{quote(str(path))}?mode=ro{'&immutable=1' if alone else ''}"
 
 
 def text(value: object) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from myllm.errors import BadDataError, IOFailureError, NotFoundError, PermissionDeniedError
 from myllm.protocol import ROLES
@@ -23,21 +23,22 @@ SQLITE: Final = b"SQLite format 3\0"
 MAX_WHOLE: Final = 2**30
 """Bytes of a file that is one JSON value, and has to be in memory."""
 PEEK: Final = 64 * 1024
-LINES: Final[dict[str, Callable[[Iterable[Line], Notes, float], Iterator[Transcript]]]] = {
+Format = Literal["myllm", "openai", "claude-code", "codex", "chatgpt", "llm"]
+LINES: Final[dict[Format, Callable[[Iterable[Line], Notes, float], Iterator[Transcript]]]] = {
     "myllm": native.parse,
     "openai": openai.parse,
     "claude-code": claude_code.parse,
     "codex": codex.parse,
 }
-FORMATS: Final = (*LINES, "chatgpt", "llm")
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 
 
 def read(
-    path: Path, notes: Notes, format_: str | None = None, now: float | None = None
+    path: Path, notes: Notes, format_: Format | None = None, now: float | None = None
 ) -> Iterator[Transcript]:
     """The conversations in a file, one in memory at a time where the format allows; blocks on the disk.
 
-    `format_` is one of `FORMATS`; None recognises it. What has no date is of `now`. What cannot be kept is in
+    None for `format_` recognises it. What has no date is of `now`. What cannot be kept is in
     `notes` at the end. Raises BadDataError for a file that is none or holds none, and the file's errors.
     """
     moment = time.time() if now is None else now
@@ -59,7 +60,7 @@ def read(
         raise BadDataError(f"{path}: no conversation in it; {'; '.join(notes.lines()[:3]) or 'it is empty'}")
 
 
-def recognised(line: bytes) -> str:
+def recognised(line: bytes) -> Format:
     """The format of a file by its first line. Raises BadDataError."""
     try:
         first = loads(line)
@@ -84,7 +85,7 @@ def recognised(line: bytes) -> str:
 
 
 def _parsed(
-    path: Path, file: BufferedReader[Any], notes: Notes, format_: str | None, now: float
+    path: Path, file: BufferedReader[Any], notes: Notes, format_: Format | None, now: float
 ) -> Iterator[Transcript]:
     start = file.peek(PEEK)
     if format_ == "llm" or (format_ is None and start.startswith(SQLITE)):

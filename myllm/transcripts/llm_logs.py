@@ -58,8 +58,7 @@ def _conversations(
             at = moment(row["datetime_utc"])
             if number == 0 and at is not None:
                 about.created = at
-            if (system := turns.system(row)) and system not in about.system:
-                about.system.append(system)
+            about.system[turns.system(row)] = None
             drafts += turns.drafts(row, about.created if at is None else at)
         yield assemble(about, chain(filter(None, drafts)), None)
 

@@ -76,7 +76,7 @@ class _Thread:
         for part in list(self.database.rows(_PARTS, (hash_,))):
             self._part(draft, results, part)
         if draft.role == "system":
-            self.about.system[:0] = filter(None, draft.content)  # a chain is read from its end
+            self.about.system["".join(draft.content)] = None
             return []
         if draft.role == "assistant" and turn:
             draft.answer = answered(turn)

@@ -21,6 +21,8 @@ from myllm.transcripts.transcript import Notes, Transcript, moment
 FORMAT: Final = "myllm-session"
 VERSION: Final = 1
 ROLES: Final = ("user", "assistant", "tool")
+GREATEST: Final = 2**53
+"""Of counts: up to here all programs mean the same by a number in JSON (RFC 8259 §6)."""
 
 
 def export(transcript: Transcript) -> Iterator[bytes]:
@@ -150,7 +152,7 @@ def _seconds(name: str, value: Any) -> float:
 
 
 def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= GREATEST:
         raise BadDataError(f"{name}: expected a count, not {value!r:.80}")
     return value
 

@@ -7,7 +7,7 @@ any program's format.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -81,8 +81,25 @@ class About:
     id: str
     created: float
     title: str = ""
-    system: list[str] = field(default_factory=list)
+    system: dict[str, None] = field(default_factory=dict)
+    """System prompts in their order, each once."""
     directory: object = None
+
+    def session(self, head: str | None, messages: Sequence[Message]) -> Session:
+        """The session, all but the length of its path; what is shown in tables is made printable."""
+        models = [clean(message.answer["model"]) for message in messages if "model" in message.answer]
+        title, directory = clean(self.title), self.directory
+        return Session(
+            id=clean(self.id) or self.source,
+            name=None,
+            created=self.created,
+            updated=max((self.created, *(message.created for message in messages))),
+            head=head,
+            model=models[-1] or None if models else None,
+            system="\n\n".join(filter(None, self.system)) or None,
+            directory=directory or None if isinstance(directory, str) and directory.isprintable() else None,
+            extra={"source": self.source, **({"title": title} if title else {})},
+        )
 
 
 def assemble(about: About, nodes: Mapping[str, Node], head: str | None) -> Transcript:
@@ -91,30 +108,9 @@ def assemble(about: About, nodes: Mapping[str, Node], head: str | None) -> Trans
     Ids are numbers from 1, each greater than its parent's. Raises BadDataError where parents go in a circle.
     """
     messages, tips = _grown(nodes)
-    path_end = tips.get(head) or (messages[-1].id if messages else None)
-    models = [message.answer["model"] for message in messages if "model" in message.answer]
-    directory = about.directory
-    made = Transcript(
-        Session(
-            id=about.id,
-            name=None,
-            created=about.created,
-            updated=max((about.created, *(message.created for message in messages))),
-            head=path_end,
-            model=models[-1] if models else None,
-            system="\n\n".join(about.system) or None,
-            directory=directory if isinstance(directory, str) and directory.isprintable() else None,
-            extra={"source": about.source, **({"title": title} if (title := clean(about.title)) else {})},
-        ),
-        messages,
-    )
-    return counted(made)
-
-
-def counted(transcript: Transcript) -> Transcript:
-    """The same, its session saying how many messages are along the path."""
-    session = replace(transcript.session, n_messages=len(transcript.path()))
-    return Transcript(session, transcript.messages)
+    session = about.session(tips.get(head) or (messages[-1].id if messages else None), messages)
+    length = len(Transcript(session, messages).path())
+    return Transcript(replace(session, n_messages=length), messages)
 
 
 def chain(drafts: Iterable[Draft]) -> dict[str, Node]:

@@ -77,3 +77,20 @@ def test_a_journal_that_cannot_be_changed_is_not_tried_again(tmp_path: Path, clo
         database._use_wal(connection)
     connection.close()
     assert clock.looks == []
+
+
+def test_a_transaction_that_cannot_be_committed_is_undone_and_the_next_begins(
+    connections: tuple[sqlite3.Connection, sqlite3.Connection],
+) -> None:
+    ours, _ = connections
+    ours.execute("PRAGMA foreign_keys = ON")
+    ours.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, up REFERENCES t DEFERRABLE INITIALLY DEFERRED)")
+
+    def insert(number: int, up: int | None) -> None:
+        with database.transaction(ours):
+            ours.execute("INSERT INTO t VALUES (?, ?)", (number, up))
+
+    with pytest.raises(sqlite3.IntegrityError):
+        insert(1, up=7)
+    insert(2, up=None)
+    assert ours.execute("SELECT id FROM t").fetchall() == [(2,)]

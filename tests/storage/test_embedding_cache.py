@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from myllm.storage import database, embedding_cache
@@ -50,6 +50,7 @@ entry = st.lists(window, min_size=1, max_size=3).flatmap(
 )
 
 
+@settings(deadline=None)  # the first opening imports sqlite_utils, half a second on a busy machine
 @given(st.dictionaries(st.binary(min_size=32, max_size=32), entry, max_size=20))
 def test_what_is_put_comes_back(entries: dict[bytes, CachedVectors]) -> None:
     with tempfile.TemporaryDirectory() as folder:

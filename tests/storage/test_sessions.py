@@ -230,6 +230,37 @@ def test_a_full_disk_leaves_what_was_there(store: SQLiteSessions, kept: Session)
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+SMALL_DISK = 'mount -t tmpfs -o mode=0700,size=600k tmpfs "$0" && exec "$@"'
+ON_A_SMALL_DISK = """
+import sys; from pathlib import Path
+from myllm.errors import IOFailureError
+from myllm.storage.sessions import SQLiteSessions
+folder, said = Path(sys.argv[1]), []
+filler = folder / "filler"
+filler.write_bytes(bytes(100_000))
+store = SQLiteSessions(folder)
+session = store.create().id
+for _ in range(1000):
+    try: said.append(store.append(session, "user", "word " * 200))
+    except IOFailureError as full:
+        print(full)
+        break
+assert said and store.path(session) == said
+filler.unlink()
+said.append(store.append(session, "user", "room again"))
+assert store.path(session) == said
+store.close()
+"""
+
+
+def test_a_disk_that_is_full_when_a_call_commits_takes_the_next_when_there_is_room(tmp_path: Path) -> None:
+    script = [sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path)]
+    command = ["unshare", "-Urm", "sh", "-c", SMALL_DISK, str(tmp_path), *script]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "make room" in ended.stdout
+
+
 def test_a_write_that_fails_anywhere_in_a_call_undoes_the_call(store: SQLiteSessions, kept: Session) -> None:
     other = store.create("other")
     store.append(other.id, "user", "a")

@@ -93,8 +93,7 @@ def test_a_conversation_keeps_its_tree_tools_and_reasoning(read_lines: Read) -> 
     assert path[2].extra == {"name": "python", "tool_call_id": "call"}
     assert path[3].answer == {"model": "gpt-5", "finish_reason": "length"}
     assert path[3].created == 1700000000.5
-    (other,) = set(map(id, transcript.messages)) - set(map(id, path))
-    assert next(m for m in transcript.messages if id(m) == other).content == "No idea."
+    assert [message.content for message in transcript.messages if message not in path] == ["No idea."]
     assert sorted(notes) == [
         "1 × attached file",
         "1 × part that is not text; [image] stands for it",
@@ -130,7 +129,7 @@ def test_a_broken_conversation_is_left_out_and_noted_and_the_others_kept(read_li
     empty = conversation({"id": "root", "message": None, "parent": None, "children": []}, current="root")
     (transcript,), notes = read_lines([circle, 5, empty, SAMPLE])
     assert transcript.session.id == "c-1"
-    assert notes[:-3] == [] or {
+    assert {
         "1 × conversation 'Ci rcle', left out: its messages follow one another in a circle",
         "1 × entry that is no conversation",
         "1 × conversation without messages",
