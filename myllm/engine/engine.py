@@ -172,6 +172,8 @@ class BatchingEngine:
         started = self._clock()
         for sequence, n_cached in plan.admitted:
             self._admitted(self._generations[sequence.id], n_cached, started)
+        if plan.layout:
+            self._runner.drop()
         for operation in plan.operations:
             self._runner.apply(operation)
         if plan.grow_to:
@@ -323,7 +325,7 @@ class BatchingEngine:
         n_cells = round_up(max(n_cells, self._runner.device.step_tokens))
         self._scheduler.grown(n_cells)
         kept = {s.slot.id: s for s in self._scheduler.active if s.slot and s.n_cached}
-        for slot in self._runner.grow(n_cells, list(kept)):
+        for slot in self._runner.grow(self._scheduler.layout, n_cells, list(kept)):
             self._scheduler.restart(kept[slot])
 
     def _start_empty(self) -> None:
