@@ -202,6 +202,8 @@ class BatchingEngine:
         started = self._clock()
         for sequence, n_cached in plan.admitted:
             self._admitted(self._generations[sequence.id], n_cached, started)
+        if plan.layout:
+            self._runner.drop()
         for operation in plan.operations:
             self._runner.apply(operation)
         if plan.grow_to:
@@ -361,17 +363,17 @@ class BatchingEngine:
         n_cells = round_up(max(n_cells, self._runner.device.step_tokens))
         self._scheduler.grown(n_cells)
         kept = {s.slot.id: s for s in self._scheduler.active if s.slot and s.n_cached}
-        for slot in self._runner.grow(n_cells, list(kept)):
+        for slot in self._runner.grow(self._scheduler.layout, n_cells, list(kept)):
             self._scheduler.restart(kept[slot])
 
     def _keep_ended(self) -> None:
         """Has written to disk what those computed who have been told their last event."""
         ended, self._ended = self._ended, []
-        if self._archive is None:
+        if self._archive is None or self._scheduler.layout.isolates:
             return
         for slot, tokens, n_stored in ended:
             for start, end in self._archive.gaps(tokens, n_stored):
-                if slot.tokens[:end] == tokens[:end]:  # else somebody has the slot already
+                if self._scheduler.cache.holds(slot, tokens[:end]):  # else somebody has the slot already
                     self._archive.put(tokens[:end], start, self._runner.read(slot.id, start, end))
 
     def _restore(self, sequence: Sequence, start: int) -> None:

@@ -156,7 +156,7 @@ class FakeRunner:
 
     # ── the KV cache ────────────────────────────────────────────────────────────────────────
 
-    def grow(self, n_cells: int, kept: Sequence[int]) -> list[int]:
+    def grow(self, layout: Layout, n_cells: int, kept: Sequence[int]) -> list[int]:
         self._held = {slot: self._held[slot] for slot in kept}
         if sum(map(len, self._held.values())) > n_cells:
             raise ValueError("what was kept does not fit")

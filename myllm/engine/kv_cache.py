@@ -78,6 +78,10 @@ class KvCache:
                 best = (slot, length)
         return best
 
+    def holds(self, slot: Slot, tokens: Sequence[int]) -> bool:
+        """Whether `slot` is one of this cache's, and begins with `tokens`."""
+        return slot in self.slots and slot.tokens[: len(tokens)] == tokens
+
     def take(self) -> Slot | None:
         """An idle slot to fill: the first empty one, else the least recently used. None if all are busy.
 

@@ -17,6 +17,7 @@ from myllm.engine import llama
 from myllm.engine.context import Batch, Context
 from myllm.engine.device import cpu
 from myllm.engine.kv_cache import Copy, Remove
+from myllm.engine.kv_layout import Layout
 from myllm.engine.llama import Model, Tokenizer
 from myllm.engine.llama_embedder import LONGEST_WINDOW, LlamaEmbedder
 from myllm.engine.logprobs import log_probabilities
@@ -77,15 +78,15 @@ class LlamaRunner:
 
     # ── the KV cache ────────────────────────────────────────────────────────────────────────
 
-    def grow(self, n_cells: int, kept: Sequence[int]) -> list[int]:
+    def grow(self, layout: Layout, n_cells: int, kept: Sequence[int]) -> list[int]:
         states = [(slot, self._context.read_state(slot)) for slot in kept] if self._context else []
         self.drop()
         self._context = context = Context(
             self._model,
             n_ctx=n_cells,
-            n_seq_max=self.layout.n_slots + (not self.layout.isolates),  # one to read and write through
+            n_seq_max=layout.n_slots + (not layout.isolates),  # one to read and write through
             n_batch=self.device.step_tokens,
-            unified=not self.layout.isolates,
+            unified=not layout.isolates,
             n_threads=self._n_threads,
             kv_type=self._options.kv_type or DEFAULT_KV_TYPE,
             flash_attn=self._options.flash_attn != "off",

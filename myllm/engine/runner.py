@@ -66,6 +66,7 @@ class Runner(Protocol):
 
     device: Device
     layout: Layout
+    """How its KV cache is laid out to begin with."""
     window: int
     """The most tokens of one sequence."""
     embed_window: int
@@ -87,8 +88,8 @@ class Runner(Protocol):
     def end(self, request_id: int) -> None:
         """Lets go of what `begin` made; an unknown id is ignored."""
 
-    def grow(self, n_cells: int, kept: Sequence[int]) -> list[int]:
-        """A KV cache of `n_cells` in place of the present one, which need not be there.
+    def grow(self, layout: Layout, n_cells: int, kept: Sequence[int]) -> list[int]:
+        """A KV cache of `n_cells`, laid out like this, in place of the present one, which need not be there.
 
         The slots in `kept` keep what they hold, all others are empty. Returns those of `kept` that could
         not be moved. Blocks; raises UnavailableError where the memory cannot be had.

@@ -4,7 +4,7 @@ Pure: no clock, thread, ctypes or text. `plan()` changes the bookkeeping as if t
 done and returns what llama.cpp must do for it to be true; the engine acts and reports back.
 
 Choices, and why:
-- One pool of cells for all by default (kv_layout.py has the other layout). Its price, that a step passes
+- One pool of cells for all by default (kv_layout.py has the others). Its price, that a step passes
   over every used cell, is kept low by few idle cells beside running rows and never more rows than pay
   off (pace.py).
 - A request that could share a prefix which another is still prefilling waits for it.
@@ -44,13 +44,15 @@ AGE_TOKENS = 64
 
 @dataclass(slots=True)
 class Plan:
-    """One step: memory `operations`, then the cache grown to `grow_to` cells, `restored` read from disk, or
-    `chunks` decoded."""
+    """One step: a new empty cache of another `layout`, or memory `operations`; then the cache grown to
+    `grow_to` cells, `restored` read from disk, or `chunks` decoded.
+    """
 
     operations: list[Remove | Copy] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     admitted: list[tuple[Sequence, int]] = field(default_factory=list)
     """Who joined, and how many of its tokens were in the cache already."""
+    layout: Layout | None = None
     grow_to: int | None = None
     restored: tuple[Sequence, int] | None = None
     """Whose keys and values are to be read from disk, from which position on to its `n_cached`."""
@@ -74,7 +76,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.active: list[Sequence] = []
         self.paused: list[Sequence] = []
-        self.row_limit = RowLimit(layout.max_rows, device.start_rows)
+        self.row_limit = RowLimit(layout.max_rows, layout.start_rows)
         self.prefill_budget = PrefillBudget(device.step_tokens)
         self._leaders: dict[Sequence, tuple[Sequence, int]] = {}
 
@@ -129,6 +131,9 @@ class Scheduler:
     def plan(self) -> Plan:
         """The next step. An empty plan means that there is nothing to do."""
         plan = Plan()
+        if self.waiting and (successor := self.layout.successor(self.active, self.waiting, self.paused)):
+            self._move_to(successor)
+            plan.layout = successor
         self._drop_idle_cells()
         plan.grow_to = self._admit(plan) or (None if plan.restored else self._make_room_for_rows())
         while self.active and not (plan.grow_to or plan.restored or plan.chunks):
@@ -140,6 +145,15 @@ class Scheduler:
         plan.operations = self.cache.take_operations()
         return plan
 
+    def _move_to(self, layout: Layout) -> None:
+        """An empty cache of another layout; who was running starts again."""
+        for sequence in list(self.active):
+            self._preempt(sequence)
+        for sequence in (*self.waiting, *self.paused):
+            sequence.left = None
+        self.layout, self.cache = layout, KvCache(0, layout.n_slots)
+        self.row_limit = RowLimit(layout.max_rows, layout.start_rows)
+
     def _admit(self, plan: Plan) -> int | None:
         """Moves waiting sequences to the active ones; returns the size to grow to where that is needed."""
         for sequence in in_turn((s for s in self.waiting if not self._is_led(s)), self.active):
@@ -150,7 +164,7 @@ class Scheduler:
             if self._follow(sequence, length):
                 continue
             grow_to = None
-            is_stored = sequence.n_stored - length >= MIN_RESTORED
+            is_stored = sequence.n_stored - length >= MIN_RESTORED and not self.layout.isolates
             if self._is_short(sequence, source, length):
                 grow_to = self._growth(sequence)
                 if grow_to and is_stored:  # it wants the new cells

@@ -182,6 +182,38 @@ def test_the_cache_grows_under_a_running_request_without_changing_its_answer(har
     assert answer[:60] == expected[:60]
 
 
+def test_a_crowd_of_short_requests_is_answered_in_streams(harness: Harness) -> None:
+    for request_id in range(40):
+        question = QUESTIONS[request_id % len(QUESTIONS)]
+        harness.submit(request_id, question, max_tokens=4, priority=1, stream=False)
+    done = harness.gather(40)
+    assert all(len(events) == 1 and events[0]["done"] for events in done.values())
+    assert harness.engine.status()["layout"] == "Crowd"
+
+
+def test_somebody_at_a_terminal_does_not_wait_for_a_crowd_and_it_loses_nothing(harness: Harness) -> None:
+    for request_id in range(32):
+        question = QUESTIONS[request_id % len(QUESTIONS)]
+        harness.submit(request_id, question, max_tokens=24, ignore_eos=True, priority=1)
+    first = harness.events.get(timeout=120)
+    assert harness.engine.status()["layout"] == "Crowd"
+    harness.submit(99, "Say hi.", max_tokens=300, ignore_eos=True)  # more than a crowd's slot holds
+    order: list[int] = []
+    seen: dict[int, list[dict[str, Any]]] = {}
+    for event in first:
+        seen.setdefault(event["id"], []).append(event)
+    while len(order) < 33:
+        for event in harness.events.get(timeout=120):
+            seen.setdefault(event["id"], []).append(event)
+            order += [event["id"]] if event["done"] else []
+        if len(seen.get(99, [])) >= 3:
+            harness.engine.cancel(99)
+    assert order[0] == 99
+    for *tokens, done in seen.values():
+        assert "".join(event["token"] for event in tokens) == done["full_text"]
+        assert done["usage"]["completion_tokens"] == 24 or done["id"] == 99
+
+
 def test_a_stop_string_ends_the_answer_before_itself(harness: Harness) -> None:
     whole = harness.run(QUESTIONS[1], max_tokens=24, sampling=GREEDY)[-1]["full_text"]
     stop = whole[10:14]

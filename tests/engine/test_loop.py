@@ -49,13 +49,13 @@ class Runner(FakeRunner):
             raise ZeroDivisionError("a bug")
         return self.codes.get(number, 0) or super().decode()
 
-    def grow(self, n_cells: int, kept: Sequence[int]) -> list[int]:
+    def grow(self, layout: Layout, n_cells: int, kept: Sequence[int]) -> list[int]:
         if self.refusals:
             self.refusals -= 1
             raise UnavailableError("context: no memory")
         self.cells.append(n_cells)
         lost = list(kept) if self.unmovable else []
-        return super().grow(n_cells, [slot for slot in kept if slot not in lost]) + lost
+        return super().grow(layout, n_cells, [slot for slot in kept if slot not in lost]) + lost
 
 
 class Opened:

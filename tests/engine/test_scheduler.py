@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from myllm.engine.device import Device
 from myllm.engine.kv_cache import Remove
-from myllm.engine.kv_layout import Layout, Pool, Streams
+from myllm.engine.kv_layout import Crowd, Layout, Pool, Streams
 from myllm.engine.scheduler import MIN_SHARED, Plan, Scheduler
 from myllm.engine.sequence import Chunk, Sequence, in_turn
 
@@ -62,6 +62,8 @@ class Simulation:
     def step(self) -> Plan:
         plan = self.scheduler.plan()
         self.plans.append(plan)
+        if plan.layout:
+            self.memory = Memory()
         self.memory.apply(plan)
         if plan.grow_to:
             assert plan.grow_to > self.memory.n_cells
@@ -399,6 +401,127 @@ def test_short_prompts_pass_a_long_one_but_not_for_ever() -> None:
     assert 1 in run.finished
     run.run()
     assert run.finished.index(0) < len(run.finished) - 1
+
+
+def test_a_crowd_of_short_batch_requests_gets_streams_and_the_pool_returns_for_a_long_one() -> None:
+    run = simulation(max_cells=16384)
+    for order in range(40):
+        run.scheduler.submit(sequence(order, [order] * 20, 30, priority=1))
+    run.step()
+    assert isinstance(run.scheduler.layout, Crowd)
+    run.scheduler.submit(sequence(99, [99] * 2000, 5, priority=1))
+    run.run()
+    assert isinstance(run.scheduler.layout, Pool)
+    assert sorted(run.finished) == [*range(40), 99]
+
+
+def test_a_crowd_takes_its_prompts_in_at_once_and_then_decodes_in_full_steps() -> None:
+    run = simulation(max_cells=16384)
+    for order in range(64):
+        run.scheduler.submit(sequence(order, [order] * 20, 30, priority=1))
+    steps = [run.step() for _ in range(6)]
+    assert (steps[-1].rows, steps[-1].prompt_tokens) == (64, 0)
+
+
+def crowd() -> tuple[Simulation, list[Sequence]]:
+    """A crowd in all of its rows, and more of it waiting."""
+    run = simulation(max_cells=16384)
+    members = [sequence(order, [order] * 40, 40, priority=1) for order in range(80)]
+    for member in members:
+        run.scheduler.submit(member)
+    while len(run.scheduler.active) < 64 or any(s.n_missing > 1 for s in run.scheduler.active):
+        run.step()
+    assert isinstance(run.scheduler.layout, Crowd)
+    return run, members
+
+
+@pytest.mark.parametrize(("prompt", "answer", "layout"), [(30, 50, Crowd), (30, 400, Pool), (1000, 5, Pool)])
+def test_an_interactive_request_does_not_wait_for_a_crowd_to_drain(
+    prompt: int, answer: int, layout: type[Layout]
+) -> None:
+    run, members = crowd()
+    newcomer = sequence(999, [999] * prompt, answer)
+    run.scheduler.submit(newcomer)
+    finished = len(run.finished)
+    plan = run.step()
+    assert newcomer in [s for s, _ in plan.admitted]
+    assert isinstance(run.scheduler.layout, layout)
+    while len(newcomer.tokens) < prompt + 2:
+        run.step()
+    assert len(run.finished) == finished
+    run.run()
+    for member in members:  # nothing is lost, and nothing said again
+        assert member.tokens == [member.id] * 40 + [ANSWER + position for position in range(40, 80)]
+
+
+def test_a_paused_request_at_a_terminal_does_not_disturb_a_crowd_until_it_is_resumed() -> None:
+    run, _ = crowd()
+    reader = sequence(999, [999] * 30, 2000)
+    run.scheduler.submit(reader)
+    run.scheduler.pause(reader)
+    for _ in range(5):
+        run.step()
+    assert isinstance(run.scheduler.layout, Crowd)
+    run.scheduler.resume(reader)
+    run.step()
+    assert reader in run.scheduler.active
+
+
+@pytest.mark.parametrize("n_interactive", [0, 1])
+def test_a_crowd_s_prompts_come_in_small_steps_beside_an_interactive_request(n_interactive: int) -> None:
+    run, _ = crowd()
+    for order in range(n_interactive):
+        run.scheduler.submit(sequence(900 + order, [900 + order] * 10, 200))
+    run.step()
+    for order in range(200, 240):
+        run.scheduler.submit(sequence(order, [order] * 120, 20, priority=1))
+    most = max(run.step().prompt_tokens for _ in range(60))
+    assert most > 300 if n_interactive == 0 else most <= 200
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "priority"),
+    [([7] * 20, 30, 0), ([7] * 300, 30, 1), ([7] * 20, 1000, 1), (list(range(100)), 30, 1)],
+    ids=["interactive", "long prompts", "long answers", "one prefix"],
+)
+def test_other_loads_stay_in_the_pool(prompt: list[int], answer: int, priority: int) -> None:
+    run = simulation(max_cells=16384)
+    for order in range(40):
+        run.scheduler.submit(sequence(order, [*prompt, order], answer, priority))
+    run.step()
+    assert isinstance(run.scheduler.layout, Pool)
+
+
+def test_running_work_is_not_thrown_away_for_a_crowd() -> None:
+    run = simulation(max_cells=16384)
+    run.scheduler.submit(sequence(0, [0] * 2000, 50, priority=1))
+    while run.scheduler.active[:1] == [] or run.scheduler.active[0].n_missing > 1:
+        run.step()
+    for order in range(1, 50):
+        run.scheduler.submit(sequence(order, [order] * 20, 30, priority=1))
+    run.step()
+    assert isinstance(run.scheduler.layout, Pool)
+
+
+def test_a_paused_conversation_is_not_thrown_away_for_a_crowd() -> None:
+    run = simulation(max_cells=16384)
+    reader = sequence(0, [0] * 2000, 50)
+    run.scheduler.submit(reader)
+    while not run.scheduler.active or reader.n_missing > 1:
+        run.step()
+    run.scheduler.pause(reader)
+    for order in range(1, 50):
+        run.scheduler.submit(sequence(order, [order] * 20, 30, priority=1))
+    run.step()
+    assert isinstance(run.scheduler.layout, Pool)
+
+
+def test_a_crowd_has_no_more_rows_than_were_asked_for() -> None:
+    run = simulation(max_cells=16384, max_rows=20)
+    for order in range(40):
+        run.scheduler.submit(sequence(order, [order] * 20, 30, priority=1))
+    assert max(run.step().rows for _ in range(10)) == 20
+    assert isinstance(run.scheduler.layout, Crowd)
 
 
 @pytest.mark.parametrize("max_rows", [4, 63], ids=["rows", "cells"])
