@@ -293,6 +293,7 @@ class BatchingEngine:
             bug = InternalError(f"engine: {type(error).__name__}: {error}; please report it")
             return [tagged(failed(bug), arrival.id)]
         generation.dropped_tokens, generation.dropped_messages = dropped
+        generation.sequence.last_alone = self._archive is not None and self._archive.keeps(prompt)
         generation.reasoning = ReasoningSplitter(inside=in_reasoning)
         self._generations[arrival.id] = generation
         if request.max_tokens == 0:

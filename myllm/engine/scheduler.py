@@ -279,7 +279,7 @@ class Scheduler:
         for sequence in sorted(
             prefilling, key=lambda s: (s.priority, s.n_missing - s.waited * AGE_TOKENS, s.order)
         ):
-            wanted = min(sequence.n_missing, self.layout.chunk(budget))
+            wanted = min(sequence.n_missing - sequence.last_alone, self.layout.chunk(budget))
             if budget <= 0 or (chunks and wanted > budget):
                 wanted = 0
             size = self.layout.room(self.cache, sequence, wanted)

@@ -31,6 +31,9 @@ class Sequence:
     slot: Slot | None = None
     n_stored: int = 0
     """Tokens of its beginning, never all of them, whose keys and values are on disk."""
+    last_alone: bool = False
+    """Whether the last of its missing tokens is decoded by itself, as it is where the others are read back:
+    the logits are the same then, bit for bit."""
     left: tuple[Slot, int] | None = None
     """The slot it last gave up, and when (`Slot.used_at`)."""
     waited: int = 0

@@ -88,9 +88,13 @@ class Snapshots:
         self._listed: dict[str, list[tuple[int, str, Path]]] = {}
         self._listed_at = 0
 
+    def keeps(self, tokens: Sequence[int]) -> bool:
+        """Whether so many are worth it."""
+        return len(tokens) >= SHORTEST
+
     def find(self, tokens: Sequence[int]) -> Found:
         """The longest beginning of `tokens` that is there. Reads names, and heads of what fits in part."""
-        if len(tokens) < SHORTEST:
+        if not self.keeps(tokens):
             return NOT_FOUND
         there = self._by_beginning()
         beginnings = Beginnings(self._identity, tokens)
@@ -118,10 +122,9 @@ class Snapshots:
         return body[4 * head.size :]
 
     def gaps(self, tokens: Sequence[int], length: int) -> list[tuple[int, int]]:
-        """Stretches of `tokens`, start and end, that are to be written so that all but a few are there;
+        """Stretches of `tokens`, start and end, that are to be written so that all of them are there;
         `length` of them are known to be."""
-        edges = [*range(length, len(tokens), BLOCK), len(tokens)]
-        return [(a, b) for a, b in pairwise(edges) if b - a >= SHORTEST]
+        return list(pairwise([*range(length, len(tokens), BLOCK), len(tokens)])) if self.keeps(tokens) else []
 
     def write(self, tokens: Sequence[int], start: int, payload: Payload) -> None:
         """Keeps the payload of the positions from `start` to the end of `tokens`. Raises OSError."""

@@ -75,7 +75,7 @@ def test_the_longest_common_beginning_is_found_but_for_a_few_tokens(
         assert best - len(restored(snapshots, tokens)) < SHORTEST
         keep(snapshots, tokens)
         known.append(tokens)
-        assert len(tokens) - len(restored(snapshots, tokens)) < SHORTEST
+        assert len(tokens) < SHORTEST or restored(snapshots, tokens) == tokens
 
 
 def test_ten_with_one_beginning_take_little_more_than_one(tmp_path: Path) -> None:
