@@ -1,0 +1,280 @@
+"""`myllm chat` and `gen -s`: turns that are kept, cold, warm and mixed, and what may stand in their way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from myllm import paths
+from myllm.conversation import Message, State
+from myllm.storage.sessions import SQLiteSessions, sessions_file
+
+from .conftest import MYLLM, Run
+
+FakeModel = Callable[..., Path]
+NAME, ASKED = b"My name is Ada.\n", b"What is my name?\n"
+
+
+def conversation(name: str) -> list[Message]:
+    store = SQLiteSessions(paths.state_dir())
+    try:
+        return store.path(store.find(name).id)
+    finally:
+        store.close()
+
+
+def said(name: str) -> list[tuple[str, str, State]]:
+    return [(message.role, message.content, message.state) for message in conversation(name)]
+
+
+def until(true: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("daemons")
+@pytest.mark.parametrize("how", ["cold", "warm", "cold, then warm", "warm, then cold"])
+def test_the_second_turn_goes_on_from_the_first(run: Run, fake_model: FakeModel, how: str) -> None:
+    model = fake_model(template="chatml")
+    first_flag, second_flag = (
+        [] if part == "warm" else ["--no-daemon"] for part in (how.split(", then ") * 2)[:2]
+    )
+    if "warm" in how:
+        run("load", model)
+    run("chat", "-m", model, "-s", "t", "-t", *first_flag, stdin=NAME)
+    second = run("chat", "-m", model, "-s", "t", *second_flag, stdin=ASKED)
+    assert second.status == 0
+    sent = second.lines[-1]["full_text"]  # the fake says what it was sent
+    assert sent.index("My name is Ada.") < sent.index("What is my name?")
+    assert [role for role, *_ in said("t")] == ["user", "assistant", "user", "assistant"]
+    assert {state for *_, state in said("t")} == {State.WHOLE}
+
+
+def test_what_is_sent_is_the_whole_conversation_rendered_at_once(run: Run, fake_model: FakeModel) -> None:
+    model = fake_model(template="chatml", tokens=["Fine", "."])
+    for text in (b"one two\n", b"three\n", b"four five six\n"):
+        event = run("chat", "-m", model, "-s", "t", "--system", "Be brief.", stdin=text).lines[-1]
+    lines = [{"role": "system", "content": "Be brief."}]
+    lines += [{"role": m.role, "content": m.content} for m in conversation("t")[:-1]]
+    counted = run("gen", "--count", "-m", model, stdin=b"\n".join(map(orjson.dumps, lines)))
+    assert event["usage"]["prompt_tokens"] == counted.lines[-1]["usage"]["prompt_tokens"]
+
+
+def test_a_turn_resumes_from_what_the_one_before_computed(run: Run, fake_model: FakeModel) -> None:
+    model = fake_model(template="chatml", window=4096, tokens=["Yes", "."])
+    text = b" ".join(b"word%d" % number for number in range(300))
+    run("chat", "-m", model, "-s", "t", stdin=text)
+    event = run("chat", "-m", model, "-s", "t", stdin=b"and on?").lines[-1]
+    assert event["usage"]["cached_tokens"] > 0.95 * event["usage"]["prompt_tokens"]
+
+
+def test_the_last_event_names_the_session_and_an_id_goes_on_with_it(run: Run, fake_model: FakeModel) -> None:
+    model = fake_model()
+    event = run("chat", "-m", model, "-n", "one").lines[-1]
+    again = run("chat", "-n", "two", "-s", event["session_id"]).lines[-1]
+    assert again["session_id"] == event["session_id"]
+    assert [content for role, content, _ in said(event["session_id"]) if role == "user"] == ["one", "two"]
+    assert list(event)[:4] == ["done", "full_text", "session_id", "model"]
+
+
+def test_continue_takes_the_last_session_of_this_folder_first(
+    run: Run, fake_model: FakeModel, tmp_path: Path
+) -> None:
+    model = fake_model()
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        run("chat", "-m", model, "-s", folder.name, "-n", "one", cwd=folder)
+    run("chat", "-c", "-n", "two", cwd=here)
+    run("chat", "-c", "-n", "three", cwd=tmp_path)  # the last one of all
+    assert [content for role, content, _ in said("here") if role == "user"] == ["one", "two", "three"]
+
+
+def test_there_must_be_a_session_to_continue(run: Run) -> None:
+    ended = run("chat", "-c", "-n", "one")
+    assert ended.status == 66
+    assert "there is none to go on with" in ended.err
+
+
+def test_gen_takes_turns_in_the_same_sessions(run: Run, fake_model: FakeModel) -> None:
+    model = fake_model(template="chatml")
+    run("chat", "-m", model, "-s", "t", stdin=NAME)
+    assert "My name is Ada." in run("gen", "-s", "t", stdin=ASKED).lines[-1]["full_text"]
+    assert run("gen", "-s", "t", "--raw", stdin=ASKED).status == 2
+
+
+def test_a_session_remembers_its_model_and_system_prompt(run: Run, fake_model: FakeModel) -> None:
+    model = fake_model(template="chatml")
+    run("chat", "-m", model, "-s", "t", "--system", "Be brief.", stdin=NAME)
+    event = run("chat", "-s", "t", stdin=ASKED).lines[-1]
+    assert event["model"] == str(model)
+    assert event["full_text"].index("Be brief.") < event["full_text"].index("Ada")
+
+
+def test_files_go_along_under_their_names(run: Run, fake_model: FakeModel, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("one\n```\ntwo\n```\n")
+    for command in (["chat"], ["gen"]):
+        text = run(*command, "-m", fake_model(), "-n", "-f", notes, "What is in it?").lines[-1]["full_text"]
+        assert text.endswith("notes.md:\n````\none\n```\ntwo\n```\n````\n\nWhat is in it?")
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "why"),
+    [(b"a\0b", 65, "binary"), (b"caf\xe9", 65, "not UTF-8"), (None, 66, "no such file")],
+)
+def test_a_file_that_is_no_text_is_refused(
+    run: Run, fake_model: FakeModel, tmp_path: Path, content: bytes | None, status: int, why: str
+) -> None:
+    if content is not None:
+        (tmp_path / "x").write_bytes(content)
+    ended = run("chat", "-m", fake_model(), "-n", "-f", tmp_path / "x", "hi")
+    assert (ended.status, why in ended.err) == (status, True)
+
+
+def test_a_small_window_leaves_out_the_oldest_turns_and_says_so(run: Run, fake_model: FakeModel) -> None:
+    model = fake_model(template="chatml", window=200, tokens=["Yes", "."])
+    dropped = []
+    for number in range(12):
+        text = b" ".join(b"w%d-%d" % (number, at) for at in range(30))
+        ended = run("chat", "-m", model, "-s", "t", "--max-tokens", "8", stdin=text)
+        assert ended.status == 0, ended.err
+        dropped.append(ended.lines[-1]["usage"]["dropped_messages"])
+        assert ("messages left out" in ended.err) == bool(dropped[-1])
+    assert dropped[0] == 0 < dropped[-1] < 24
+    assert dropped == sorted(dropped)  # and only now and then more
+    assert len(set(dropped)) < 8
+    assert len(said("t")) == 24
+
+
+def test_an_interrupt_keeps_what_has_come(run: Run, fake_model: FakeModel) -> None:
+    model = fake_model(tokens=[" a"] * 500, ms_per_token=20)
+    command = [*MYLLM, "chat", "-m", str(model), "-s", "t", "-t", "-n", "hi"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.read(6)
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(20) == -signal.SIGINT
+    (user, answer) = said("t")
+    assert user[1:] == ("hi", State.WHOLE)
+    assert answer[2] is State.CUT
+    assert len(answer[1]) >= 6
+    assert answer[1].strip() in (b"a a a" + rest).decode()
+
+
+@pytest.mark.usefixtures("daemons")
+def test_a_daemon_that_is_killed_loses_no_more_than_a_second(run: Run, fake_model: FakeModel) -> None:
+    model = fake_model(tokens=[" a"] * 500, ms_per_token=20)
+    run("load", model)
+    command = [*MYLLM, "chat", "-m", str(model), "-s", "t", "-n", "hi"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        until(lambda: len(said("t")) == 2 and len(said("t")[1][1]) > 100)
+        (entry,) = run("load", "--list").lines
+        daemon = int(Path(f"/proc/{entry['pid']}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(daemon, signal.SIGKILL)
+        assert process.wait(20) == 69
+    event = run("chat", "-m", fake_model("other"), "-s", "t", "-n", "go on", "--no-daemon").lines[-1]
+    assert " a a a" in event["full_text"]
+    assert said("t")[1][2] is State.CUT
+
+
+def test_a_worker_that_dies_leaves_what_it_said(run: Run, fake_model: FakeModel) -> None:
+    fault = {"kind": "abort", "after_tokens": 2, "words": "GGML_ASSERT failed"}
+    ended = run("chat", "-m", fake_model(tokens=["a", " b", " c"], fault=fault), "-s", "t", "-n", "hi")
+    assert ended.status == 69
+    assert [(role, content) for role, content, _ in said("t")] == [("user", "hi"), ("assistant", "a b")]
+
+
+def test_a_message_that_gets_no_answer_is_kept_and_not_sent_again(run: Run, fake_model: FakeModel) -> None:
+    model = fake_model(template="chatml", window=40)
+    assert run("chat", "-m", model, "-s", "t", stdin=b"far too long " * 40).status == 67
+    assert said("t")[0][2] is State.FAILED
+    assert "far" not in run("chat", "-m", model, "-s", "t", stdin=b"hi").lines[-1]["full_text"]
+
+
+def test_two_commands_take_turns_one_after_the_other(run: Run, fake_model: FakeModel) -> None:
+    model = fake_model(tokens=["x"] * 40, ms_per_token=20)
+    run("chat", "-m", model, "-s", "t", "-n", "zero")
+    ended: list[int] = []
+    threads = [
+        threading.Thread(target=lambda n=n: ended.append(run("chat", "-s", "t", "-n", n).status))
+        for n in ("one", "two")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ended == [0, 0]
+    assert [role for role, *_ in said("t")] == ["user", "assistant"] * 3
+
+
+def locked(seconds: float) -> threading.Thread:
+    """Another process's lock on the store, as a writer has it."""
+    connection = sqlite3.connect(sessions_file(paths.state_dir()), check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+
+    def hold() -> None:
+        time.sleep(seconds)
+        connection.rollback()
+        connection.close()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(1, 0), (12, 75)])
+def test_a_locked_store_is_waited_for_and_then_the_answer_is_shown_unsaved(
+    run: Run, fake_model: FakeModel, seconds: float, status: int
+) -> None:
+    model = fake_model(tokens=["Yes"])
+    run("chat", "-m", model, "-s", "t", "-n", "one")
+    holder = locked(seconds)
+    ended = run("chat", "-s", "t", "-t", "-n", "two")
+    holder.join()
+    assert (ended.status, ended.out) == (status, b"Yes\n")
+    assert ("not saved" in ended.err) == bool(status)
+    assert len(said("t")) == (2 if status else 4)
+
+
+def test_where_nothing_can_be_kept_the_answer_comes_with_a_warning(
+    run: Run, fake_model: FakeModel, home: Path
+) -> None:
+    (home / ".local").mkdir(exist_ok=True)
+    (home / ".local" / "state").write_text("in the way")
+    ended = run("chat", "-m", fake_model(tokens=["Yes"]), "-s", "t", "-t", "-n", "one")
+    assert (ended.status, ended.out) == (0, b"Yes\n")
+    assert "not saved" in ended.err
+
+
+def test_a_store_of_a_newer_version_is_refused_untouched(run: Run, fake_model: FakeModel) -> None:
+    run("chat", "-m", fake_model(), "-s", "t", "-n", "one")
+    file = sessions_file(paths.state_dir())
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA user_version = 999")
+    connection.close()
+    before = file.read_bytes()
+    ended = run("chat", "-m", fake_model(), "-s", "t", "-n", "two")
+    assert ended.status == 65
+    assert "newer" in ended.err
+    assert file.read_bytes() == before
+
+
+def test_options_that_contradict_each_other_are_refused(run: Run) -> None:
+    assert run("chat", "-c", "-s", "t", "-n", "hi").status == 2
+    assert run("chat", "-n").status == 2
