@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -77,3 +79,17 @@ def test_a_journal_that_cannot_be_changed_is_not_tried_again(tmp_path: Path, clo
         database._use_wal(connection)
     connection.close()
     assert clock.looks == []
+
+
+def test_a_second_connection_leaves_the_first_one_its_locks(tmp_path: Path) -> None:
+    """Without them another process that ends would take the journal away from under both."""
+    path = tmp_path / "file"
+    first = database.open_database(path, [lambda db: db.execute("CREATE TABLE x (y)")])
+    second = database.open_database(path, [lambda db: None])
+    write = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('INSERT INTO x VALUES (1)')"
+    for n_rows in (1, 2):
+        subprocess.run([sys.executable, "-c", f"{write}; c.commit(); c.close()", path], check=True)
+        for connection in (first, second):
+            assert connection.execute("SELECT count(*) FROM x").fetchall() == [(n_rows,)]
+    first.close()
+    second.close()
