@@ -113,7 +113,7 @@ def assemble(about: About, nodes: Mapping[str, Node], head: str | None) -> Trans
 
 def counted(transcript: Transcript) -> Transcript:
     """The same, its session saying how many messages are along the path."""
-    session = replace(transcript.session, n_messages=len(transcript.path()))
+    session = replace(transcript.session, n_messages=sum(1 for _ in transcript.path()))
     return Transcript(session, transcript.messages)
 
 
