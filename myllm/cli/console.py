@@ -55,6 +55,20 @@ class Streams:
     def stderr_is_terminal(self) -> bool:
         return self.stderr.isatty()
 
+    @property
+    def columns(self) -> int | None:
+        """How wide stdout's terminal is; None where it is none, or does not say."""
+        try:
+            return os.get_terminal_size(self.stdout).columns or None
+        except OSError:
+            return None
+
+    @property
+    def takes_colour(self) -> bool:
+        """Whether stdout is a terminal that shows colours to somebody who wants them (no-color.org)."""
+        wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        return wanted and self.stdout_is_terminal
+
     def chunks(self, awaited: str) -> Iterator[bytes]:
         """What comes on stdin, until its end; blocks between chunks of at most `CHUNK` bytes.
 
@@ -88,6 +102,18 @@ class Streams:
             self.stderr.flush()
         except (OSError, ValueError):
             pass
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is somebody to read a question and type an answer."""
+        return self.stdin_is_terminal and self.stderr_is_terminal
+
+    def ask(self, question: str) -> str:
+        """A person's answer, a line, which is waited for; nothing where the input ends."""
+        self.before_note()
+        self.stderr.write(f"myllm: {visible(question)} ")
+        self.stderr.flush()
+        return os.read(self.stdin, CHUNK).decode("utf-8", "replace").strip()
 
     def report(self, error: MyllmError) -> None:
         """An error as one line; with `debug` its traceback comes first."""
