@@ -76,12 +76,16 @@ class Streams:
         Raises IOFailureError.
         """
         try:
-            if not select.select([self.stdin], [], [], PATIENCE)[0]:
-                self.note(f"waiting for {awaited}")
+            self.await_input(awaited)
             while data := os.read(self.stdin, CHUNK):
                 yield data
         except (OSError, ValueError) as error:
             raise IOFailureError(f"stdin: cannot be read: {error}") from error
+
+    def await_input(self, awaited: str) -> None:
+        """Says on stderr that `awaited` is waited for, where nothing comes for `PATIENCE` seconds."""
+        if not select.select([self.stdin], [], [], PATIENCE)[0]:
+            self.note(f"waiting for {awaited}")
 
     def write(self, data: bytes) -> None:
         """All of `data` to stdout, at once. Raises IOFailureError; BrokenPipeError where nobody reads."""

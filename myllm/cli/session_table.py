@@ -57,6 +57,12 @@ class Listed(NamedTuple):
         return self.session.name or self.short_id
 
 
+def described(session: Session) -> str:
+    """A session in a few words."""
+    named = f"{session.name} ({session.id})" if session.name else session.id
+    return f"{named}, {session.n_messages:,} message{'s' if session.n_messages != 1 else ''}"
+
+
 def session_table(rows: Sequence[Listed], now: float, columns: int | None) -> bytes:
     """One row a session, within so many columns; None is no limit."""
     cells = [_cells(row, now) for row in rows]

@@ -17,8 +17,9 @@ import click
 from myllm.cli.console import Streams
 from myllm.cli.options import as_text, complete_model, duration, output_options
 from myllm.cli.session_choice import chosen, complete_session, matching, opened, short_id
+from myllm.cli.session_files import export, import_sessions
 from myllm.cli.session_pages import transcript_of, write_json, write_text
-from myllm.cli.session_table import Listed, hit_line, hit_record, session_table
+from myllm.cli.session_table import Listed, described, hit_line, hit_record, session_table
 from myllm.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -74,6 +75,10 @@ def sessions() -> None:
     A session is given by its name, or by the beginning of its id, at least four characters. On a terminal
     control characters in names and messages are escaped.
     """
+
+
+sessions.add_command(export)
+sessions.add_command(import_sessions)
 
 
 @sessions.command("list")
@@ -218,7 +223,7 @@ def remove(streams: Streams, wanted: tuple[str, ...], older_than: float | None, 
             return NOT_AGREED
         for session in going:
             _remove(store, session)
-            streams.note(f"{_described(session)}: removed")
+            streams.note(f"{described(session)}: removed")
     if not going:
         streams.note("no session is that old")
     return 0
@@ -226,7 +231,7 @@ def remove(streams: Streams, wanted: tuple[str, ...], older_than: float | None, 
 
 def _remove(store: SessionStore, session: Session) -> None:
     """A session and whatever is kept for it alone, while nobody takes a turn in it."""
-    with store.turn(session.id):
+    with store.turn(session.id, wait_seconds=0):
         store.remove(session.id)
     # the place for its KV snapshots to go as well
 
@@ -236,14 +241,9 @@ def _agreed(streams: Streams, going: list[Session]) -> bool:
     if not streams.can_ask:
         raise UsageError("rm: it asks before it removes, and here is no terminal; -y removes without asking")
     for session in going:
-        streams.note(_described(session))
+        streams.note(described(session))
     n_going = "this session" if len(going) == 1 else f"these {len(going):,} sessions"
     return streams.ask(f"remove {n_going}? [y/N]").lower() in ("y", "yes")
-
-
-def _described(session: Session) -> str:
-    named = f"{session.name} ({session.id})" if session.name else session.id
-    return f"{named}, {session.n_messages:,} message{'s' if session.n_messages != 1 else ''}"
 
 
 def _conditions(values: dict[str, Any]) -> dict[str, Any]:

@@ -163,18 +163,18 @@ ada · s1 · smollm2 · 1970-01-02 00:00:00Z
 Be brief.
 # not a heading
 
-[user · 1970-01-01 00:00:01Z]
+[user · 1970-01-01 00:00:01Z · a]
 Weather?
 ```
 # no end
 
-[assistant · smollm2 · 1970-01-01 00:00:02Z]
+[assistant · smollm2 · 1970-01-01 00:00:02Z · b]
 → weather({"city":"```"})
 
-[tool weather · 1970-01-01 00:00:03Z]
+[tool weather · 1970-01-01 00:00:03Z · c]
 sunny
 
-[assistant · smollm2 · 1970-01-01 00:00:04Z · cut]
+[assistant · smollm2 · 1970-01-01 00:00:04Z · d · cut]
 Sunny
 """
     )
