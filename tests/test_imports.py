@@ -15,7 +15,10 @@ import myllm
 PACKAGE = Path(myllm.__file__).parent
 HEAVY = {"llama_cpp", "numpy", "fastapi", "sqlite_utils", "asyncio"}
 """What no command pays for that does not need it: each takes 20 ms or more."""
-DEAR = HEAVY | {"tqdm", "jinja2", "tomllib", "subprocess", "huggingface_hub", "importlib.metadata", "hashlib"}
+DEAR = HEAVY | {
+    *("tqdm", "jinja2", "tomllib", "subprocess", "huggingface_hub", "importlib.metadata", "hashlib"),
+    "sqlite3",
+}
 
 LEAVES = {
     *(
@@ -58,7 +61,9 @@ def imported_by(*arguments: str) -> set[str]:
     return set(ended.stderr.split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["gen", "--help"], ["embed", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["gen", "--help"], ["embed", "--help"], ["sessions", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     modules = imported_by(*arguments)
     assert "myllm.cli" in modules

@@ -43,6 +43,7 @@ FILTERS = {
         str(x) for x in (r["index"], r.get("id", ""), r.get("finish_reason") or r["error"]["code"])
     ),
     "select(.error | not).id": lambda r: None if "error" in r else r["id"],
+    'select(.role == "assistant").id': lambda r: r["id"] if r["role"] == "assistant" else None,
     "[.quantization, .context_length, .kv_bytes_per_token]": lambda r: json.dumps(
         [r["quantization"], r["context_length"], r["kv_bytes_per_token"]], separators=(",", ":")
     ),

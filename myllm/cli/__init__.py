@@ -20,6 +20,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "load": "Keep models warm in a daemon.",
     "models": "List, pull, add and remove models; no word lists them.",
     "serve": "Run the daemon in the foreground.",
+    "sessions": "List, show, search and keep conversations; no word lists them.",
 }
 """Command → its line in `myllm --help`. `myllm/cli/NAME.py` holds it, under that very name."""
 

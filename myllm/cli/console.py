@@ -55,6 +55,20 @@ class Streams:
     def stderr_is_terminal(self) -> bool:
         return self.stderr.isatty()
 
+    @property
+    def columns(self) -> int | None:
+        """How wide stdout's terminal is; None where it is none, or does not say."""
+        try:
+            return os.get_terminal_size(self.stdout).columns or None
+        except OSError:
+            return None
+
+    @property
+    def takes_colour(self) -> bool:
+        """Whether stdout is a terminal that shows colours to somebody who wants them (no-color.org)."""
+        wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        return wanted and self.stdout_is_terminal
+
     def chunks(self, awaited: str) -> Iterator[bytes]:
         """What comes on stdin, until its end; blocks between chunks of at most `CHUNK` bytes.
 
@@ -62,12 +76,16 @@ class Streams:
         Raises IOFailureError.
         """
         try:
-            if not select.select([self.stdin], [], [], PATIENCE)[0]:
-                self.note(f"waiting for {awaited}")
+            self.await_input(awaited)
             while data := os.read(self.stdin, CHUNK):
                 yield data
         except (OSError, ValueError) as error:
             raise IOFailureError(f"stdin: cannot be read: {error}") from error
+
+    def await_input(self, awaited: str) -> None:
+        """Says on stderr that `awaited` is waited for, where nothing comes for `PATIENCE` seconds."""
+        if not select.select([self.stdin], [], [], PATIENCE)[0]:
+            self.note(f"waiting for {awaited}")
 
     def write(self, data: bytes) -> None:
         """All of `data` to stdout, at once. Raises IOFailureError; BrokenPipeError where nobody reads."""
@@ -88,6 +106,18 @@ class Streams:
             self.stderr.flush()
         except (OSError, ValueError):
             pass
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is somebody to read a question and type an answer."""
+        return self.stdin_is_terminal and self.stderr_is_terminal
+
+    def ask(self, question: str) -> str:
+        """A person's answer, a line, which is waited for; nothing where the input ends."""
+        self.before_note()
+        self.stderr.write(f"myllm: {visible(question)} ")
+        self.stderr.flush()
+        return os.read(self.stdin, CHUNK).decode("utf-8", "replace").strip()
 
     def report(self, error: MyllmError) -> None:
         """An error as one line; with `debug` its traceback comes first."""

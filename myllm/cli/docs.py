@@ -20,10 +20,10 @@ from myllm.cli import COMMANDS, myllm
 
 EXIT_STATUS: Final = (
     ("0", "Answered, also where the answer was cut at --max-tokens or at the end of the window."),
-    ("1", "Some records of a batch failed, or the MyLLM command whose output was read."),
+    ("1", "Some records of a batch failed, or the MyLLM command whose output was read; nothing was found."),
     ("2", "The command line makes no sense."),
     ("65", "Bad data: a file, a hash, text that is not UTF-8."),
-    ("66", "No such model or file, or the model is not loaded."),
+    ("66", "No such model, session or file, or the model is not loaded."),
     ("67", "The prompt does not fit the context window; nothing was generated."),
     ("69", "The daemon or the process that ran the model died, or cannot be had."),
     ("70", "Anything unforeseen; --debug shows where."),
@@ -44,6 +44,7 @@ FILES: Final = (
         "$XDG_RUNTIME_DIR/myllm/daemon.sock",
         "Where the daemon listens; without that variable ~/.local/state/myllm/run/daemon.sock.",
     ),
+    ("$XDG_STATE_HOME/myllm/sessions.sqlite", "Conversations; by default in ~/.local/state/myllm."),
     (
         "$XDG_STATE_HOME/myllm/daemon.log",
         "What the daemon did, as JSON lines without prompts and answers; by default ~/.local/state/myllm.",

@@ -12,13 +12,12 @@ from typing import Any, Final
 import orjson
 
 from myllm.cli.console import visible_json
-from myllm.cli.table import on_one_line, printed, size, table
+from myllm.cli.table import duration, on_one_line, printed, size, table
 
 Entry = dict[str, Any]
 HEAD: Final = (
     *("MODEL", "MEMORY", "CONTEXT", "BUSY", "CACHED", "TOKENS/S", "KV HITS", "IDLE", "KEPT", "RUNS ON"),
 )
-UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60))
 
 
 def loaded_table(entries: Sequence[Entry]) -> bytes:
@@ -55,7 +54,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
         _number(entry.get("cached")),
         "" if rate is None else f"{rate:.1f}",
         "" if hits is None else f"{hits:.0%}",
-        str(entry.get("state")) if not ready else "" if idle is None else _duration(idle),
+        str(entry.get("state")) if not ready else "" if idle is None else duration(idle),
         _kept(entry),
         _runs_on(entry),
     )
@@ -72,7 +71,7 @@ def _kept(entry: Entry) -> str:
     if "keep_alive_s" not in entry:
         return ""
     left = entry["keep_alive_s"]
-    return "for ever" if left is None else _duration(left)
+    return "for ever" if left is None else duration(left)
 
 
 def _runs_on(entry: Entry) -> str:
@@ -84,11 +83,3 @@ def _runs_on(entry: Entry) -> str:
 
 def _number(value: int | None) -> str:
     return "" if value is None else str(value)
-
-
-def _duration(seconds: float) -> str:
-    """In the largest unit that it fills, rounded: 45s, 30m, 2h."""
-    for unit, length in UNITS:
-        if round(seconds) >= length:
-            return f"{seconds / length:.0f}{unit}"
-    return f"{seconds:.0f}s"

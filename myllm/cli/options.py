@@ -37,7 +37,7 @@ NAMED: Final = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
 """Sampling parameters with an option of their own; the others are for `--set`."""
 
 
-def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+def duration(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
     """Seconds in `20s`, `5m`, `500ms`."""
     if text is None:
         return None
@@ -315,7 +315,7 @@ sampling_options = _combined(
 deadline_option = click.option(
     "--deadline",
     metavar="TIME",
-    callback=_duration,
+    callback=duration,
     help="Stop after this time, say 20s or 5m, and keep what there is (exit 124); for a batch, each "
     "answer. Loading the model counts.",
 )

@@ -1,13 +1,16 @@
 """Tables for people: columns aligned, cells safe for a terminal.
 
-Owns how a cell looks: one line, sizes in MB or GB. Must not know what is listed.
+Owns how a cell looks: one line, sizes in MB or GB, durations in one unit. Must not know what is listed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from myllm.cli.console import visible
+
+UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60))
 
 
 def table(rows: Sequence[Sequence[str]]) -> bytes:
@@ -34,3 +37,11 @@ def printed(text: str) -> bytes:
 def size(size_bytes: int) -> str:
     """In powers of ten, as shops and file managers count."""
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit that it fills, rounded: 45s, 30m, 2h."""
+    for unit, length in UNITS:
+        if round(seconds) >= length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:.0f}s"

@@ -6,8 +6,10 @@ is imported only where a migration has to run: an up-to-date file opens with the
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +31,7 @@ BUSY_LOOK: Final = 0.01
 PRIVATE: Final = 0o600
 COMPANIONS: Final = ("-wal", "-shm")
 """Suffixes of the files that SQLite keeps beside a database in WAL mode."""
+_MAKING: Final = threading.Lock()
 _BROKEN: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 Migration = Callable[[Any], None]
@@ -57,12 +60,26 @@ def open_database(
     sqlite3.Error for what is none of these.
     """
     paths.make_private(path.parent)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE))
+    _make(path)
     seconds = BUSY_SECONDS if busy_seconds is None else busy_seconds
     connection = sqlite3.connect(path, timeout=seconds, isolation_level=None, check_same_thread=False)
     with _closed_on_failure(connection), broken_noticed(path):
         _set_up(connection, path, migrations, synchronous, seconds)
     return connection
+
+
+def _make(path: Path) -> None:
+    """Makes an empty file, 0600, where there is none. Raises OSError, also where it may not be written.
+
+    A file that is there is not opened: closing it would drop the locks that other connections of this process
+    have on it (sqlite.org/howtocorrupt.html §2.2), and who then comes last would delete their journal.
+    """
+    with _MAKING:  # until it is closed again, nobody may go on to connect to it
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE))
+        except FileExistsError:
+            if not os.access(path, os.R_OK | os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from None
 
 
 def open_unwritable(path: Path, migrations: Sequence[Migration]) -> sqlite3.Connection:

@@ -13,6 +13,7 @@ from typing import Final
 from myllm.conversation import Message, Session, State
 from myllm.errors import BadDataError
 from myllm.storage.session_ids import number_at, parsed
+from myllm.storage.session_queries import messages_at
 from myllm.storage.session_tables import insert_message, insert_session
 
 AHEAD_SECONDS: Final = 86400.0
@@ -27,7 +28,14 @@ def import_session(
 ) -> int:
     """As `SessionStore.import_session`, inside a transaction; the number that the session has now."""
     _check(session, messages)
-    numbers = _kept_numbers(connection, messages, now) or _new_numbers(connection, messages, now)
+    settled = [
+        replace(message, state=State.CUT) if message.state is State.OPEN else message for message in messages
+    ]
+    shared = _shared_numbers(connection, session, settled)
+    own_messages = [message for message in settled if message.id not in shared]
+    numbers = _kept_numbers(connection, own_messages, shared, now)
+    if numbers is None:
+        numbers = _new_numbers(connection, own_messages, shared, now)
     own = parsed(session.id)
     if own is None or own > _greatest(now) or _taken(connection, "sessions", own):
         own = _free(connection, "sessions", number_at(min(session.created, now)))
@@ -40,11 +48,11 @@ def import_session(
         parent=parsed(session.parent or ""),
         forked_at=numbers.get(session.forked_at or ""),
     )
-    for message in messages:
+    for message in settled:
         depths[message.id] = depths[message.parent] + 1
-        place = (numbers[message.id], own, numbers.get(message.parent or ""), depths[message.id])
-        state = State.CUT if message.state is State.OPEN else message.state
-        insert_message(connection, place, replace(message, state=state))
+        if message.id not in shared:
+            place = (numbers[message.id], own, numbers.get(message.parent or ""), depths[message.id])
+            insert_message(connection, place, message)
     return own
 
 
@@ -61,9 +69,25 @@ def _check(session: Session, messages: Sequence[Message]) -> None:
             raise BadDataError(f"import: the session's {what} {id_!r} is none of its messages")
 
 
-def _kept_numbers(connection: sqlite3.Connection, messages: Sequence[Message], now: float) -> Numbers | None:
-    """Those that the ids are; None where one cannot be kept."""
+def _shared_numbers(connection: sqlite3.Connection, session: Session, messages: Sequence[Message]) -> Numbers:
+    """Of all messages up to where it was forked, if they are there just the same: a fork shares them."""
+    by_id = {message.id: message for message in messages}
     numbers: Numbers = {}
+    place = session.forked_at
+    while place is not None:
+        number = parsed(place)
+        if number is None or messages_at(connection, [number]) != [by_id[place]]:
+            return {}
+        numbers[place] = number
+        place = by_id[place].parent
+    return numbers
+
+
+def _kept_numbers(
+    connection: sqlite3.Connection, messages: Sequence[Message], shared: Numbers, now: float
+) -> Numbers | None:
+    """The shared ones, and those that the ids of the others are; None where one cannot be kept."""
+    numbers = dict(shared)
     for message in messages:
         number = parsed(message.id)
         if number is None or number > _greatest(now) or number <= numbers.get(message.parent or "", -1):
@@ -74,10 +98,12 @@ def _kept_numbers(connection: sqlite3.Connection, messages: Sequence[Message], n
     return numbers
 
 
-def _new_numbers(connection: sqlite3.Connection, messages: Sequence[Message], now: float) -> Numbers:
-    """Free ones in the order of the messages, and of their times as far as that allows."""
-    numbers: Numbers = {}
-    last = -1
+def _new_numbers(
+    connection: sqlite3.Connection, messages: Sequence[Message], shared: Numbers, now: float
+) -> Numbers:
+    """The shared ones, and free ones in the order of the messages, and of their times if that allows."""
+    numbers = dict(shared)
+    last = max(shared.values(), default=-1)
     for message in messages:
         last = _free(connection, "messages", max(number_at(min(message.created, now)), last + 1))
         numbers[message.id] = last

@@ -177,7 +177,8 @@ class SessionStore(Protocol):
     def import_session(self, session: Session, messages: Iterable[Message]) -> Session:
         """Adds a session as `tree` and `find` gave it, all or nothing. What stood OPEN is CUT.
 
-        Ids are kept if all of them are free and of this store's form, else all are made anew. Raises
+        A fork shares again the messages up to where it was forked, if they are there just the same. Ids are
+        kept if those of the others are free and of this store's form, else the others' are made anew. Raises
         BadDataError where the messages are no tree with parents first, or a head or fork is none of them,
         and UsageError as `create`.
         """

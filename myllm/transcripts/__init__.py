@@ -7,3 +7,8 @@ terminals; contents are kept as they are, and who shows them escapes them.
 `importing.read` takes in any format; `native.export`, `openai.export`, `markdown.render` and `plain.render`
 write.
 """
+
+from typing import Final
+
+FORMATS: Final = ("myllm", "openai", "claude-code", "codex", "chatgpt", "llm")
+"""What can be imported."""

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from io import BufferedReader
+from contextlib import contextmanager
+from io import BufferedReader, RawIOBase
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final
 
 from myllm.errors import BadDataError, IOFailureError, NotFoundError, PermissionDeniedError
 from myllm.protocol import ROLES
-from myllm.transcripts import chatgpt, claude_code, codex, llm_logs, native, openai
+from myllm.transcripts import FORMATS, chatgpt, claude_code, codex, llm_logs, native, openai
 from myllm.transcripts.json_lines import BOM, Line, lines, loads
 from myllm.transcripts.transcript import Notes, Transcript
 
@@ -23,44 +24,49 @@ SQLITE: Final = b"SQLite format 3\0"
 MAX_WHOLE: Final = 2**30
 """Bytes of a file that is one JSON value, and has to be in memory."""
 PEEK: Final = 64 * 1024
-Format = Literal["myllm", "openai", "claude-code", "codex", "chatgpt", "llm"]
-LINES: Final[dict[Format, Callable[[Iterable[Line], Notes, float], Iterator[Transcript]]]] = {
+LINES: Final[dict[str, Callable[[Iterable[Line], Notes, float], Iterator[Transcript]]]] = {
     "myllm": native.parse,
     "openai": openai.parse,
     "claude-code": claude_code.parse,
     "codex": codex.parse,
 }
-FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 
 
 def read(
-    path: Path, notes: Notes, format_: Format | None = None, now: float | None = None
+    path: Path, notes: Notes, format_: str | None = None, now: float | None = None
 ) -> Iterator[Transcript]:
     """The conversations in a file, one in memory at a time where the format allows; blocks on the disk.
 
     None for `format_` recognises it. What has no date is of `now`. What cannot be kept is in
     `notes` at the end. Raises BadDataError for a file that is none or holds none, and the file's errors.
     """
-    moment = time.time() if now is None else now
-    found = False
+    with _errors_named(str(path)), path.open("rb", buffering=0) as raw:
+        yield from _parsed(BufferedReader(raw, PEEK), path, notes, format_, now)
+
+
+def read_stream(
+    raw: RawIOBase, name: str, notes: Notes, format_: str | None = None, now: float | None = None
+) -> Iterator[Transcript]:
+    """The same of what is open already, say a pipe; `name` is what errors call it."""
+    with _errors_named(name):
+        yield from _parsed(BufferedReader(raw, PEEK), None, notes, format_, now)
+
+
+@contextmanager
+def _errors_named(name: str) -> Iterator[None]:
     try:
-        with BufferedReader(path.open("rb", buffering=0), PEEK) as file:
-            for transcript in _parsed(path, file, notes, format_, moment):
-                found = True
-                yield transcript
+        yield
     except BadDataError as error:
-        raise BadDataError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
+        raise BadDataError(f"{name}: {str(error).removeprefix(f'{name}: ')}") from error
     except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file; check the path") from error
+        raise NotFoundError(f"{name}: no such file; check the path") from error
     except PermissionError as error:
-        raise PermissionDeniedError(f"{path}: permission denied; make it readable to you") from error
+        raise PermissionDeniedError(f"{name}: permission denied; make it readable to you") from error
     except OSError as error:
-        raise IOFailureError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if not found:
-        raise BadDataError(f"{path}: no conversation in it; {'; '.join(notes.lines()[:3]) or 'it is empty'}")
+        raise IOFailureError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
-def recognised(line: bytes) -> Format:
+def recognised(line: bytes) -> str:
     """The format of a file by its first line. Raises BadDataError."""
     try:
         first = loads(line)
@@ -85,10 +91,24 @@ def recognised(line: bytes) -> Format:
 
 
 def _parsed(
-    path: Path, file: BufferedReader[Any], notes: Notes, format_: Format | None, now: float
+    file: BufferedReader[Any], path: Path | None, notes: Notes, format_: str | None, now: float | None
+) -> Iterator[Transcript]:
+    """What is in a file, whose `path` is known where it has one."""
+    found = False
+    for transcript in _of_format(file, path, notes, format_, time.time() if now is None else now):
+        found = True
+        yield transcript
+    if not found:
+        raise BadDataError(f"no conversation in it; {'; '.join(notes.lines()[:3]) or 'it is empty'}")
+
+
+def _of_format(
+    file: BufferedReader[Any], path: Path | None, notes: Notes, format_: str | None, now: float
 ) -> Iterator[Transcript]:
     start = file.peek(PEEK)
     if format_ == "llm" or (format_ is None and start.startswith(SQLITE)):
+        if path is None:
+            raise BadDataError("a database cannot be read from a pipe; give the file's path")
         return llm_logs.parse(path, notes, now)
     if format_ == "chatgpt" or (format_ is None and start.removeprefix(BOM).lstrip().startswith(b"[")):
         return chatgpt.parse(_whole(file), notes, now)

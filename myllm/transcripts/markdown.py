@@ -19,15 +19,16 @@ _LINE_END: Final = r"\r\n|\r|\n"
 """What ends a line in CommonMark."""
 
 
-def render(transcript: Transcript) -> str:
-    """The page, newline at the end."""
+def render(transcript: Transcript) -> Iterator[str]:
+    """The page in pieces, newline at the end."""
     session = transcript.session
-    blocks = [f"# {_escaped(transcript.title())}", "\n".join(_facts(session))]
+    yield f"# {_escaped(transcript.title())}\n"
+    yield "\n{}\n".format("\n".join(_facts(session)))
     if session.system:
-        blocks += ["## System", _quoted(session.system)]
+        yield f"\n## System\n\n{_quoted(session.system)}\n"
     for message in transcript.path():
-        blocks += _blocks(message)
-    return "\n\n".join(blocks) + "\n"
+        for block in _blocks(message):
+            yield f"\n{block}\n"
 
 
 def _facts(session: Session) -> Iterator[str]:

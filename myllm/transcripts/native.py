@@ -31,9 +31,9 @@ def export(transcript: Transcript) -> Iterator[bytes]:
     Raises BadDataError for text that UTF-8 cannot carry.
     """
     session, messages = transcript
-    yield _line({"format": FORMAT, "version": VERSION, "messages": len(messages), **_record(session)})
+    yield _line({"format": FORMAT, "version": VERSION, "messages": len(messages), **record(session)})
     for message in messages:
-        yield _line(_record(message))
+        yield _line(record(message))
 
 
 def parse(lines: Iterable[Line], notes: Notes, now: float) -> Iterator[Transcript]:
@@ -59,7 +59,8 @@ def parse(lines: Iterable[Line], notes: Notes, now: float) -> Iterator[Transcrip
         yield Transcript(session, list(messages.values()))
 
 
-def _record(value: Session | Message) -> dict[str, Any]:
+def record(value: Session | Message) -> dict[str, Any]:
+    """A session or a message as the object of its line."""
     values = {field.name: getattr(value, field.name) for field in fields(value)}
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 

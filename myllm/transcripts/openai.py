@@ -23,18 +23,29 @@ SYSTEM: Final = ("system", "developer")
 _KEPT: Final = ("tool_calls", "tool_call_id", "name")
 
 
-def export(transcript: Transcript) -> bytes:
-    """One line, newline included: the system prompt and the path, without turns that got no answer.
+def export(transcript: Transcript) -> Iterator[bytes]:
+    """One line in pieces, newline included: the system prompt and the path, without turns that got no answer.
 
     Raises BadDataError for text that UTF-8 cannot carry.
     """
-    session = transcript.session
-    system = [{"role": "system", "content": session.system}] if session.system else []
-    sent = [message.to_wire() for message in transcript.path() if message.state is not State.FAILED]
-    try:
-        return orjson.dumps({"messages": system + sent}, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError as error:
-        raise BadDataError(f"session {session.id!r:.80}: cannot be exported as JSON: {error}") from error
+    yield b'{"messages":['
+    separator = b""
+    for wire in _sent(transcript):
+        try:
+            yield separator + orjson.dumps(wire)
+        except TypeError as error:
+            id_ = transcript.session.id
+            raise BadDataError(f"session {id_!r:.80}: cannot be exported as JSON: {error}") from error
+        separator = b","
+    yield b"]}\n"
+
+
+def _sent(transcript: Transcript) -> Iterator[dict[str, Any]]:
+    if system := transcript.session.system:
+        yield {"role": "system", "content": system}
+    for message in transcript.path():
+        if message.state is not State.FAILED:
+            yield message.to_wire()
 
 
 def parse(lines: Iterable[Line], notes: Notes, now: float) -> Iterator[Transcript]:

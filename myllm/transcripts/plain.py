@@ -30,6 +30,7 @@ def _heading(message: Message) -> Iterator[str]:
     if model:
         yield clean(str(model))
     yield date(message.created)
+    yield message.id
     if message.state is not State.WHOLE:
         yield str(message.state)
 

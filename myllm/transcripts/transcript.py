@@ -6,7 +6,7 @@ Values only. Must not know any format.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -21,20 +21,21 @@ MAX_KINDS: Final = 100
 
 
 class Transcript(NamedTuple):
-    """A session with all of its tree, each message after its parent."""
+    """A session with its messages, each after its parent: all of its tree, or the newest of its path."""
 
     session: Session
-    messages: Sequence[Message]
+    messages: Collection[Message]
+    """Gone through once or twice, so they may be read as they are taken."""
 
-    def path(self) -> list[Message]:
-        """The conversation itself, from its first message to the head."""
-        by_id = {message.id: message for message in self.messages}
-        found = []
+    def path(self) -> Iterator[Message]:
+        """The conversation itself, from its first message to the head; holds no message, only ids."""
+        parents = {message.id: message.parent for message in self.messages}
+        on_path = set()
         place = self.session.head
-        while place is not None:
-            found.append(by_id[place])
-            place = by_id[place].parent
-        return found[::-1]
+        while place in parents:
+            on_path.add(place)
+            place = parents[place]
+        return (message for message in self.messages if message.id in on_path)
 
     def title(self) -> str:
         """What the conversation goes by: its name, what the program it comes from called it, or its id."""

@@ -109,8 +109,13 @@ def assemble(about: About, nodes: Mapping[str, Node], head: str | None) -> Trans
     """
     messages, tips = _grown(nodes)
     session = about.session(tips.get(head) or (messages[-1].id if messages else None), messages)
-    length = len(Transcript(session, messages).path())
-    return Transcript(replace(session, n_messages=length), messages)
+    return counted(Transcript(session, messages))
+
+
+def counted(transcript: Transcript) -> Transcript:
+    """The same, its session saying how many messages are along the path."""
+    session = replace(transcript.session, n_messages=sum(1 for _ in transcript.path()))
+    return Transcript(session, transcript.messages)
 
 
 def chain(drafts: Iterable[Draft]) -> dict[str, Node]:

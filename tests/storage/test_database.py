@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -94,3 +96,17 @@ def test_a_transaction_that_cannot_be_committed_is_undone_and_the_next_begins(
         insert(1, up=7)
     insert(2, up=None)
     assert ours.execute("SELECT id FROM t").fetchall() == [(2,)]
+
+
+def test_a_second_connection_leaves_the_first_one_its_locks(tmp_path: Path) -> None:
+    """Without them another process that ends would take the journal away from under both."""
+    path = tmp_path / "file"
+    first = database.open_database(path, [lambda db: db.execute("CREATE TABLE x (y)")])
+    second = database.open_database(path, [lambda db: None])
+    write = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('INSERT INTO x VALUES (1)')"
+    for n_rows in (1, 2):
+        subprocess.run([sys.executable, "-c", f"{write}; c.commit(); c.close()", path], check=True)
+        for connection in (first, second):
+            assert connection.execute("SELECT count(*) FROM x").fetchall() == [(n_rows,)]
+    first.close()
+    second.close()

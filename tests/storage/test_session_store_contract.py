@@ -904,6 +904,38 @@ def test_import_gives_back_all_of_an_export(store: SessionStore, elsewhere: Sess
     assert exported(elsewhere, "work") == whole
 
 
+def test_imported_forks_share_again_what_they_shared(store: SessionStore, elsewhere: SessionStore) -> None:
+    origin = store.create("origin")
+    _, b = say(store, origin, "a", "b")
+    fork = store.fork(origin.id, b.id, "fork")
+    c = store.append(fork.id, "user", "c")
+    second = store.fork(fork.id, c.id, "second")
+    store.append(second.id, "assistant", "d")
+    say(store, origin, "e")
+    whole = [exported(store, name) for name in ("origin", "fork", "second")]
+    for each in whole:
+        elsewhere.import_session(*each)
+    assert [exported(elsewhere, name) for name in ("origin", "fork", "second")] == whole
+    elsewhere.remove(origin.id)
+    assert texts(elsewhere.path(second.id)) == ["a", "b", "c", "d"]
+    copy = elsewhere.import_session(replace(whole[2][0], name="copy"), whole[2][1])
+    assert [message.id for message in elsewhere.tree(copy.id)][:3] == [message.id for message in whole[2][1]][
+        :3
+    ]
+
+
+def test_an_imported_fork_shares_nothing_that_is_not_the_same(store: SessionStore) -> None:
+    origin = store.create("origin")
+    a, b = say(store, origin, "a", "b")
+    fork = store.fork(origin.id, b.id, "fork")
+    session, messages = exported(store, fork.id)
+    forged = [replace(messages[0], content="forged"), *messages[1:]]
+    copy = store.import_session(replace(session, name="copy"), forged)
+    assert texts(store.path(copy.id)) == ["forged", "b"]
+    assert texts(store.path(origin.id)) == ["a", "b"]
+    assert not {message.id for message in store.path(copy.id)} & {a.id, b.id}
+
+
 def test_an_import_of_what_is_there_is_a_second_session_with_new_ids(store: SessionStore) -> None:
     session = store.create(directory="/d")
     a, _ = say(store, session, "a", "b")

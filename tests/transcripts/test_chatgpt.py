@@ -75,7 +75,7 @@ def test_a_conversation_keeps_its_tree_tools_and_reasoning(read_lines: Read) -> 
     session = transcript.session
     assert (session.id, session.model, session.system) == ("c-1", "gpt-5", "I am Ada.\n\nBe brief.")
     assert session.extra == {"source": "chatgpt", "title": "Files"}
-    path = transcript.path()
+    path = list(transcript.path())
     assert [(message.role, message.content) for message in path] == [
         ("user", "[image]\n\nWhat is this?"),
         ("assistant", ""),

@@ -71,7 +71,7 @@ def test_a_conversation_keeps_answers_tools_dates_and_directory(read_lines: Read
     session = transcript.session
     assert (session.id, session.directory, session.model) == ("5e55", "/home/ada/project", "claude-x")
     assert session.extra == {"source": "claude-code", "title": "Comparing files"}
-    path = transcript.path()
+    path = list(transcript.path())
     assert session.n_messages == len(path) == 6
     assert [(message.role, message.content) for message in path] == [
         ("user", "Compare a and b."),

@@ -56,7 +56,7 @@ def test_a_rollout_keeps_answers_tools_model_and_instructions(read_lines: Read) 
     session = transcript.session
     assert (session.id, session.directory, session.model) == ("019fe7c6", "/home/ada/project", "gpt-5-codex")
     assert session.system == "You are Codex.\n\nSandbox: read-only."
-    path = transcript.path()
+    path = list(transcript.path())
     assert [(message.role, message.content) for message in path] == [
         ("user", "What is in a?"),
         ("assistant", ""),

@@ -65,7 +65,7 @@ def test_what_llm_logged_is_read_with_system_prompt_fragments_and_tools(make: Ma
 
 def test_attachments_are_marked_and_counted(make: Make) -> None:
     (talk, _), notes = imported(make(sample("0.26")))
-    assert talk.path()[2].content.endswith("\n\n[image/png]")
+    assert list(talk.path())[2].content.endswith("\n\n[image/png]")
     assert notes == ["1 × part that is not text; [image/png] stands for it"]
 
 

@@ -189,4 +189,4 @@ def test_a_chain_of_many_messages_costs_no_recursion(read_bytes: Callable[..., A
     session = replace(TALK.session, head="19999")
     data = b"".join(native.export(Transcript(session, many)))
     (transcript,), _ = read_bytes(data)
-    assert len(transcript.path()) == 20_000
+    assert len(list(transcript.path())) == 20_000

@@ -29,7 +29,7 @@ def message(id_: str, parent: str | None, role: str = "user", **values: Any) -> 
 
 def test_messages_come_back_as_they_were(read_lines: Callable[..., Any]) -> None:
     transcripts, notes = read_lines({"messages": WIRE}, {"messages": WIRE[1:]})
-    assert [json.loads(openai.export(transcript))["messages"] for transcript in transcripts] == [
+    assert [json.loads(b"".join(openai.export(transcript)))["messages"] for transcript in transcripts] == [
         WIRE,
         WIRE[1:],
     ]
@@ -46,13 +46,13 @@ def test_only_the_path_to_the_head_is_exported_without_turns_that_got_no_answer(
         message("c", "lost"),
     ]
     session = Session(id="s", name=None, created=1.0, updated=1.0, head="c", system="Be brief.")
-    sent = json.loads(openai.export(Transcript(session, tree)))["messages"]
+    sent = json.loads(b"".join(openai.export(Transcript(session, tree))))["messages"]
     assert [item["content"] for item in sent] == ["Be brief.", "a", "b", "c"]
 
 
 def test_plain_lines_are_one_conversation(read_lines: Callable[..., Any]) -> None:
     (transcript,), _ = read_lines(*WIRE)
-    assert json.loads(openai.export(transcript))["messages"] == WIRE
+    assert json.loads(b"".join(openai.export(transcript)))["messages"] == WIRE
 
 
 def test_text_parts_are_joined_and_other_parts_marked_and_counted(read_lines: Callable[..., Any]) -> None:

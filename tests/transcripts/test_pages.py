@@ -101,8 +101,12 @@ PAGE = """\
 """
 
 
+def page_of(transcript: Transcript) -> str:
+    return "".join(markdown.render(transcript))
+
+
 def test_a_page_holds_all_of_the_path() -> None:
-    assert markdown.render(TALK) == PAGE
+    assert page_of(TALK) == PAGE
 
 
 def one(content: str, **values: Any) -> Transcript:
@@ -118,8 +122,8 @@ def outside_quotes(page: str) -> list[str]:
 
 @given(st.text(max_size=60) | st.text("\r\n #`-=>~<!", max_size=60))
 def test_no_content_reaches_beyond_its_quote_and_none_is_lost(content: str) -> None:
-    page = markdown.render(one(f"x{content}"))
-    assert outside_quotes(page) == outside_quotes(markdown.render(one("x")))
+    page = page_of(one(f"x{content}"))
+    assert outside_quotes(page) == outside_quotes(page_of(one("x")))
     quoted = [line.removeprefix(">").removeprefix(" ") for line in page.split("\n") if line.startswith(">")]
     assert "\n".join(quoted) == re.sub(r"\r\n|\r", "\n", f"x{content}")
 
@@ -127,7 +131,7 @@ def test_no_content_reaches_beyond_its_quote_and_none_is_lost(content: str) -> N
 @pytest.mark.parametrize("arguments", ["```\n# out", "````", "`" * 30])
 def test_no_fence_ends_within_a_tools_arguments(arguments: str) -> None:
     call = {"function": {"name": "f", "arguments": arguments}}
-    page = markdown.render(one("", extra={"tool_calls": [call]}))
+    page = page_of(one("", extra={"tool_calls": [call]}))
     fence = re.search("^(`{3,})json$", page, re.MULTILINE)
     assert fence is not None
     assert page.count(f"\n{fence[1]}\n") == 1
@@ -137,7 +141,7 @@ def test_no_fence_ends_within_a_tools_arguments(arguments: str) -> None:
 @pytest.mark.parametrize("title", ["*a* <b>\n# c", "`a", "![x](http://x)"])
 def test_a_title_is_one_line_of_text(title: str) -> None:
     session = Session(id="s", name=None, created=0.0, updated=0.0, extra={"title": title})
-    heading, blank, *_ = markdown.render(Transcript(session, [])).split("\n")
+    heading, blank, *_ = page_of(Transcript(session, [])).split("\n")
     assert blank == ""
     assert re.sub(r"\\(.)", r"\1", heading) == "# " + " ".join(title.split())
     assert not re.search(r"(?<!\\)[*<`\[!#]", heading[2:])
@@ -145,7 +149,7 @@ def test_a_title_is_one_line_of_text(title: str) -> None:
 
 @pytest.mark.parametrize("calls", ["x", 5, {"a": 1}, [5, None, {"function": "f"}, {"function": {"name": 1}}]])
 def test_calls_of_any_shape_are_shown_somehow(calls: Any) -> None:
-    assert markdown.render(one("hi", extra={"tool_calls": calls}))
+    assert page_of(one("hi", extra={"tool_calls": calls}))
     assert "".join(plain.render(one("hi", extra={"tool_calls": calls})))
 
 
@@ -159,18 +163,18 @@ ada · s1 · smollm2 · 1970-01-02 00:00:00Z
 Be brief.
 # not a heading
 
-[user · 1970-01-01 00:00:01Z]
+[user · 1970-01-01 00:00:01Z · a]
 Weather?
 ```
 # no end
 
-[assistant · smollm2 · 1970-01-01 00:00:02Z]
+[assistant · smollm2 · 1970-01-01 00:00:02Z · b]
 → weather({"city":"```"})
 
-[tool weather · 1970-01-01 00:00:03Z]
+[tool weather · 1970-01-01 00:00:03Z · c]
 sunny
 
-[assistant · smollm2 · 1970-01-01 00:00:04Z · cut]
+[assistant · smollm2 · 1970-01-01 00:00:04Z · d · cut]
 Sunny
 """
     )

@@ -1,0 +1,134 @@
+"""Sessions and places found in them, as `myllm sessions` lists them: tables, lines and JSONL records.
+
+Owns columns, and which of them go where a terminal is narrow. Must not know how they were chosen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from myllm.cli.console import visible
+from myllm.cli.table import duration, on_one_line, table
+
+if TYPE_CHECKING:
+    from myllm.conversation import Session
+    from myllm.storage.session_store import Hit
+
+GAP: Final = 2
+"""Spaces between columns."""
+NARROWEST: Final = 8
+"""Characters of a name that are shown on any terminal."""
+LEAST: Final = ("DIRECTORY", "MODEL", "FORK OF", "MESSAGES")
+"""Columns that can be done without, the least wanted first."""
+FOUND: Final = ("\x1b[1;31m", "\x1b[0m")
+"""As grep marks what it has found."""
+
+
+class Listed(NamedTuple):
+    """A session as it is listed."""
+
+    session: Session
+    short_id: str
+    parent_name: str | None
+    """Of the session it was forked from, its name, or else its id; None for what is no fork."""
+
+    def record(self) -> dict[str, Any]:
+        """Its line of JSONL; times are seconds since the epoch."""
+        session = self.session
+        return {
+            "id": session.id,
+            "name": session.name,
+            "title": session.extra.get("title"),
+            "messages": session.n_messages,
+            "model": session.model,
+            "created": session.created,
+            "updated": session.updated,
+            "directory": session.directory,
+            "parent": session.parent,
+            "parent_name": self.parent_name,
+            "forked_at": session.forked_at,
+        }
+
+    def called(self) -> str:
+        """What a person types to name it."""
+        return self.session.name or self.short_id
+
+
+def described(session: Session) -> str:
+    """A session in a few words."""
+    named = f"{session.name} ({session.id})" if session.name else session.id
+    return f"{named}, {session.n_messages:,} message{'s' if session.n_messages != 1 else ''}"
+
+
+def session_table(rows: Sequence[Listed], now: float, columns: int | None) -> bytes:
+    """One row a session, within so many columns; None is no limit."""
+    cells = [_cells(row, now) for row in rows]
+    heads = [head for head in cells[0] if head != "FORK OF" or any(row[head] for row in cells)]
+    for head in LEAST:
+        if columns is None or _width(heads, cells) <= columns:
+            break
+        heads = [other for other in heads if other != head]
+    if columns is not None:
+        room = columns - _width([head for head in heads if head != "NAME"], cells) - GAP
+        for row in cells:
+            row["NAME"] = _cut(row["NAME"], max(room, NARROWEST))
+    return table([heads, *([row[head] for head in heads] for row in cells)])
+
+
+def _cells(row: Listed, now: float) -> dict[str, str]:
+    session = row.session
+    title = session.extra.get("title")
+    cells = {
+        "ID": row.short_id,
+        "NAME": session.name or (f"({title})" if title else ""),  # a title names nothing
+        "MESSAGES": f"{session.n_messages:,}",
+        "MODEL": (session.model or "").rpartition("/")[2],
+        "AGE": duration(max(now - session.updated, 0.0)),
+        "FORK OF": row.parent_name or "",
+        "DIRECTORY": _from_home(session.directory or ""),
+    }
+    return {head: on_one_line(cell) for head, cell in cells.items()}
+
+
+def _width(heads: Iterable[str], cells: Sequence[dict[str, str]]) -> int:
+    widths = [max(len(head), *(len(row[head]) for row in cells)) for head in heads]
+    return sum(widths) + GAP * (len(widths) - 1)
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 1]}…"
+
+
+def _from_home(directory: str) -> str:
+    try:
+        return f"~/{Path(directory).relative_to(Path.home())}" if directory else ""
+    except (ValueError, RuntimeError):  # it is elsewhere, or there is no home
+        return directory
+
+
+# ── what a search found ─────────────────────────────────────────────────────────────────────
+
+
+def hit_record(hit: Hit) -> dict[str, Any]:
+    """Its line of JSONL: the snippet whole, and the words in it that were found."""
+    return {
+        "session": hit.session,
+        "name": hit.name,
+        "message": hit.message,
+        "role": hit.role,
+        "created": hit.created,
+        "snippet": "".join(hit.snippet),
+        "found": list(hit.snippet[1::2]),
+    }
+
+
+def hit_line(hit: Hit, *, coloured: bool) -> str:
+    """A line for people: session, message, who said it, and the snippet with its words marked."""
+    begin, end = FOUND if coloured else ("", "")
+    pieces = [visible(re.sub(r"\s+", " ", piece)) for piece in hit.snippet]
+    pieces[1::2] = [f"{begin}{piece}{end}" for piece in pieces[1::2]]
+    where = on_one_line(hit.name or hit.session)
+    return f"{where}  {hit.message}  {on_one_line(hit.role)}: {''.join(pieces)}\n"
