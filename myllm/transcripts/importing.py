@@ -40,8 +40,8 @@ def read(
     None for `format_` recognises it. What has no date is of `now`. What cannot be kept is in
     `notes` at the end. Raises BadDataError for a file that is none or holds none, and the file's errors.
     """
-    with _errors_named(str(path)), path.open("rb", buffering=0) as raw:
-        yield from _parsed(BufferedReader(raw, PEEK), path, notes, format_, now)
+    with _errors_named(str(path)), BufferedReader(path.open("rb", buffering=0), PEEK) as file:
+        yield from _parsed(file, path, notes, format_, now)
 
 
 def read_stream(

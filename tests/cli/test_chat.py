@@ -17,6 +17,7 @@ import pytest
 
 from myllm import paths
 from myllm.conversation import Message, State
+from myllm.socket_file import socket_path
 from myllm.storage.sessions import SQLiteSessions, sessions_file
 
 from .conftest import MYLLM, Run
@@ -188,6 +189,7 @@ def test_a_daemon_that_is_killed_loses_no_more_than_a_second(run: Run, fake_mode
         daemon = int(Path(f"/proc/{entry['pid']}/stat").read_text().rpartition(")")[2].split()[1])
         os.kill(daemon, signal.SIGKILL)
         assert process.wait(20) == 69
+    Path(socket_path()).unlink()  # the killed one's, which the next daemon would take
     event = run("chat", "-m", fake_model("other"), "-s", "t", "-n", "go on", "--no-daemon").lines[-1]
     assert " a a a" in event["full_text"]
     assert said("t")[1][2] is State.CUT
