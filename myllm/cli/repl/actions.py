@@ -23,16 +23,13 @@ _LISTED: Final = 20
 _NOTHING: Final = '""'
 """How a user says: no text at all."""
 
-Edit = str
-"""What comes back to the prompt to be changed."""
-
 
 class Quit(Exception):
     """The user leaves."""
 
 
 def _help(talk: Talk, argument: str) -> None:
-    talk.screen.say(help_text(argument))
+    talk.screen.say(help_text(argument, talk.screen.columns))
 
 
 def _quit(talk: Talk, argument: str) -> None:

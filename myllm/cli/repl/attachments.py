@@ -5,6 +5,7 @@ Must not know the terminal, sessions or requests.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,7 +30,7 @@ def read(name: str) -> Attachment:
     """The file `name`. Raises NotFoundError, PermissionDeniedError, IOFailureError; BadDataError for what
     is binary or too large.
     """
-    path = Path(name).expanduser()
+    path = at(name)
     try:
         if not path.is_file():
             why = "not a file" if path.exists() else "no such file"
@@ -51,6 +52,11 @@ def read(name: str) -> Attachment:
     return Attachment(name, text)
 
 
+def at(name: str) -> Path:
+    """Where the user means; the `~` of nobody is a name like any other."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 — Path's own raises there
+
+
 def mentioned(message: str) -> list[str]:
     """The names of files that a message of one line mentions as `@PATH`; `@` before anything else is text.
 
@@ -63,8 +69,8 @@ def mentioned(message: str) -> list[str]:
 
 def _is_file(name: str) -> bool:
     try:
-        return Path(name).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):  # too long, ~nobody, a NUL
+        return at(name).is_file()
+    except (OSError, ValueError):  # too long, a NUL
         return False
 
 

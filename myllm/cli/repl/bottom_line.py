@@ -13,20 +13,23 @@ from myllm.cli.table import on_one_line
 from myllm.conversation import Session
 
 _SEPARATOR: Final = " · "
+_UNIT: Final = " tokens"
 
 
 def bottom_line(chat: Chat, columns: int) -> str:
     """At most `columns` characters; what matters least goes first where they are few."""
     usage = chat.last.get("usage", {})
-    parts = [  # in the order of their worth
-        window_used(usage),
+    window = window_used(usage)
+    others = (  # in the order of their worth
         model_name(chat),
         session_name(chat.session),
         files_waiting(chat),
         messages_dropped(usage),
         speed(chat.last.get("timings", {})),
-    ]
-    shown = [part for part in parts if part]
+    )
+    shown = [part for part in (window, *others) if part]
+    if window and len(_SEPARATOR.join(shown)) > columns:
+        shown[0] = window.removesuffix(_UNIT)
     while len(shown) > 1 and len(_SEPARATOR.join(shown)) > columns:
         shown.pop()
     return _SEPARATOR.join(shown)[:columns]
@@ -37,7 +40,7 @@ def window_used(usage: Mapping[str, Any]) -> str:
     if not (window := usage.get("window")):
         return ""
     used = usage.get("prompt_tokens", 0) + usage.get("completion_tokens", 0)
-    return f"{used:,}/{window:,} tokens"
+    return f"{used:,}/{window:,}{_UNIT}"
 
 
 def model_name(chat: Chat) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from textwrap import fill, indent
 from typing import Final, NamedTuple
 
 from myllm.errors import UsageError
@@ -73,11 +74,14 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "quit": Command("", "Leave; so does Ctrl-D.", ""),
 }
 
-KEYS: Final = """\
-Enter sends; Alt-Enter begins a new line, and so does Enter between \"\"\" and \"\"\".
-Tab completes commands, sessions, models, and files after /file or @.
-Ctrl-C stops an answer and keeps what came; Ctrl-D leaves.
-A message that begins with / needs a space before it."""
+KEYS: Final = (
+    'Enter sends; Alt-Enter begins a new line, and so does Enter between """ and """.',
+    "Tab completes commands, sessions, models, and files after /file or @.",
+    "Ctrl-C stops an answer and keeps what came; Ctrl-D leaves.",
+    "A message that begins with / needs a space before it.",
+)
+_WIDE: Final = 80
+"""Columns in which a command and its summary have room beside each other."""
 
 
 class Invoked(NamedTuple):
@@ -126,16 +130,27 @@ def unquoted(typed: str) -> str:
     return text
 
 
-def help_text(name: str) -> str:
-    """What `/help NAME` shows; all commands and keys for no name. Raises UsageError."""
+def help_text(name: str, columns: int) -> str:
+    """What `/help NAME` shows in lines of at most `columns`; all commands and keys for no name.
+
+    Raises UsageError.
+    """
     if not name:
-        usages = {name: f"/{name} {command.argument}".rstrip() for name, command in COMMANDS.items()}
-        lines = [f"{usages[name]:<22} {command.summary}" for name, command in COMMANDS.items()]
-        return "\n".join([*lines, "", KEYS])
+        commands = [_summary(each, columns) for each in COMMANDS]
+        return "\n".join([*commands, "", *(fill(line, columns) for line in KEYS)])
     found = parse(f"/{name.removeprefix('/')}")
     if not isinstance(found, Invoked):
         raise UsageError(f"no command {name!r}: /help shows those there are")
-    command = COMMANDS[found.name]
-    return "\n".join(
-        filter(None, [f"/{found.name} {command.argument}".rstrip(), command.summary, command.detail])
-    )
+    paragraphs = (_usage(found.name), COMMANDS[found.name].summary, COMMANDS[found.name].detail)
+    return "\n".join(fill(paragraph, columns) for paragraph in paragraphs if paragraph)
+
+
+def _usage(name: str) -> str:
+    return f"/{name} {COMMANDS[name].argument}".rstrip()
+
+
+def _summary(name: str, columns: int) -> str:
+    """A command and what it does, beside each other or, where it is narrow, one below the other."""
+    if columns < _WIDE:
+        return f"{_usage(name)}\n{indent(fill(COMMANDS[name].summary, columns - 4), ' ' * 4)}"
+    return f"{_usage(name):<20} {COMMANDS[name].summary}"

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
+from myllm.cli.repl.attachments import at
 from myllm.cli.repl.chat import SETTINGS
 from myllm.cli.repl.commands import COMMANDS
 
@@ -55,13 +55,13 @@ def files(begun: str) -> list[str]:
     """Paths that begin so, folders with a slash at their end; hidden ones only where a dot was typed."""
     head, slash, last = begun.rpartition("/")
     try:
-        folder = Path(head + slash).expanduser() if slash else Path()
+        folder = at(head + slash)
         found = [
             f"{head}{slash}{path.name}{'/' if path.is_dir() else ''}"
             for path in folder.iterdir()
             if path.name.startswith(last) and path.name.isprintable()
             if last or not path.name.startswith(".")
         ]
-    except (OSError, RuntimeError, ValueError):  # no such folder, ~nobody, a NUL
+    except (OSError, ValueError):  # no such folder, a NUL
         return []
     return sorted(found)

@@ -7,14 +7,18 @@ terminal may change its size meanwhile. Must not know where answers come from.
 from __future__ import annotations
 
 import os
+import shutil
 from typing import Any, Final
 
 from myllm.cli.console import Streams, visible
 from myllm.cli.output import Output, TextOutput
 from myllm.protocol import parse
 
-DIM: Final = "\x1b[2m"
-PLAIN: Final = "\x1b[0m"
+_OBEY_NOTHING: Final = ("", "dumb", "unknown")
+"""Values of TERM, in none of which prompt-toolkit can do its work."""
+_DIMMED: Final = ("\x1b[2m", "\x1b[0m\n\n")
+_TAGGED: Final = ("<think>\n", "\n</think>\n\n")
+"""What stands round reasoning: escape sequences, or the tags that models use."""
 
 
 class Screen:
@@ -22,7 +26,7 @@ class Screen:
 
     def __init__(self, streams: Streams) -> None:
         self.streams = streams
-        self.obeys = streams.stdout_is_terminal and os.environ.get("TERM", "dumb") != "dumb"
+        self.obeys = streams.stdout_is_terminal and os.environ.get("TERM", "") not in _OBEY_NOTHING
         """Whether there is a terminal that knows escape sequences."""
         self._dims = self.obeys and not os.environ.get("NO_COLOR")
 
@@ -40,16 +44,16 @@ class Screen:
         if self.obeys:
             self.streams.write(sequence.encode())
 
+    @property
+    def columns(self) -> int:
+        """The width of what the user sees."""
+        return shutil.get_terminal_size().columns
+
     def answer(self) -> Output:
         """Where the events of the next answer go."""
-        return ScreenOutput(self.streams, *self._marks()) if self._is_terminal() else TextOutput(self.streams)
-
-    def _is_terminal(self) -> bool:
-        return self.streams.stdout_is_terminal
-
-    def _marks(self) -> tuple[str, str]:
-        """What stands round reasoning: dimmed, or between the tags that models use."""
-        return (DIM, f"{PLAIN}\n\n") if self._dims else ("<think>\n", "\n</think>\n\n")
+        if not self.streams.stdout_is_terminal:
+            return TextOutput(self.streams)
+        return ScreenOutput(self.streams, *(_DIMMED if self._dims else _TAGGED))
 
 
 class ScreenOutput:

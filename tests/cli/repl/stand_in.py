@@ -36,6 +36,8 @@ def script(prompt: str) -> list[dict[str, Any]]:
             return [{"token": "hmm\n", "reasoning": True}, {"token": "\n\n42"}]
         case ["code"]:
             return [{"token": CODE}]
+        case ["hang"]:
+            return [{"token": "hanging"}]
         case ["escape"]:
             return [{"token": "\x1b]0;owned\x07\x9b31m"}]
         case ["wide"]:
@@ -45,10 +47,11 @@ def script(prompt: str) -> list[dict[str, Any]]:
 
 
 class StandIn:
-    """Has the methods of a client that a turn needs; `died` once a prompt said so."""
+    """Has the methods of a client that a turn needs."""
 
-    def __init__(self, store: SessionStore) -> None:
+    def __init__(self, store: SessionStore, pace: float = PACE) -> None:
         self._store = store
+        self._pace = pace
         self._cancelled = threading.Event()
         self.requests: list[dict[str, Any]] = []
         self.closed = False
@@ -79,7 +82,7 @@ class StandIn:
                 break
             said[event.get("reasoning", False)] += event["token"]
             yield encode({"token": event.pop("token"), "done": False, **event}).rstrip()
-            time.sleep(PACE)
+            time.sleep(self._pace if prompt != "hang" else 60)
         done = self._done(said[False])
         if session is not None:
             self._store.append(session, "assistant", said[False], reasoning=said[True], answer=done)
