@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import termios
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
+
+from myllm.errors import MyllmError
 
 _INPUT, _LOCAL = 0, 3
 """Where tcgetattr has these flags."""
@@ -32,5 +34,6 @@ def held_input(fd: int, send: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSANOW, before)
-        send(PASTES_BARE)
+        with suppress(termios.error, MyllmError):  # the terminal may be gone
+            termios.tcsetattr(fd, termios.TCSANOW, before)
+            send(PASTES_BARE)

@@ -57,8 +57,8 @@ class Signals:
         finally:
             signal.signal(signal.SIGINT, before)
             self._stop = None
-        if self._end:
-            raise self._end
+            if self._end:  # before all that went wrong on the way, such as a terminal that is gone
+                raise self._end
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if not self._stopped():

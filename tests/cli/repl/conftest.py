@@ -100,12 +100,18 @@ class Terminal:
     def modes_now(self) -> list[Any]:
         return termios.tcgetattr(self._follower)
 
+    def hang_up(self) -> None:
+        """Closes the terminal."""
+        os.close(self._follower)
+        os.close(self._leader)
+        self._leader = self._follower = None
+
     def close(self) -> None:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-        os.close(self._leader)
-        os.close(self._follower)
+        if self._leader is not None:
+            self.hang_up()
 
     def _wait(self, until: Callable[[], bool], what: str) -> None:
         end = time.monotonic() + PATIENCE

@@ -252,6 +252,18 @@ def test_a_signal_to_end_keeps_what_came_of_the_answer(
     assert PASTES_MARKED not in screen.raw.decode().rpartition("5 6 7")[2]
 
 
+def test_a_terminal_that_is_closed_ends_the_conversation(
+    terminal: OpenTerminal, store: SQLiteSessions
+) -> None:
+    screen = terminal()
+    screen.prompt()
+    screen.type("count 100000\r")
+    screen.expect("5 6 7")
+    screen.hang_up()
+    assert screen.process.wait(30) == -signal.SIGHUP
+    assert path(store)[0] == "count 100000"
+
+
 def test_a_second_ctrl_c_gives_up_on_an_answer_that_does_not_stop(terminal: OpenTerminal) -> None:
     screen = terminal()
     screen.prompt()
