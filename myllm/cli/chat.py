@@ -9,8 +9,8 @@ import click
 from myllm.cli import options
 from myllm.cli.console import Streams
 from myllm.cli.one_answer import answer, in_session
-from myllm.errors import UsageError
-from myllm.settings import DEFAULT_MODEL
+from myllm.errors import NotFoundError, UsageError
+from myllm.settings import DEFAULT_MODEL, Settings
 
 EPILOG = """\b
 Examples:
@@ -62,10 +62,41 @@ def chat(streams: Streams, /, prompt: str | None, **values: Any) -> int:
     configured = options.configured(values)
     as_text = options.as_text(streams, values["output"] or configured.output)
     request = in_session(_request(values), values, configured)
+    if prompt is None and streams.stdin_is_terminal and not values["no_stdin"] and not values["files"]:
+        return _at_a_terminal(streams, configured, request)
     reads_stdin = not values["no_stdin"] and not streams.stdin_is_terminal
-    if prompt is None and not reads_stdin:
+    if prompt is None and not reads_stdin and not values["files"]:
         raise UsageError("no prompt: type `myllm chat 'your message'`, or pipe text in")
     return answer(streams, configured, request, prompt, values, as_text=as_text, reads_stdin=reads_stdin)
+
+
+def _at_a_terminal(streams: Streams, configured: Settings, request: dict[str, Any]) -> int:
+    """Turns until the user leaves."""
+    from myllm import paths
+    from myllm.cli.repl import converse
+    from myllm.client import connect
+    from myllm.storage.sessions import SQLiteSessions
+
+    folder = paths.state_dir()
+    store = SQLiteSessions(folder)
+    wanted, last = request.pop("session", None), request.pop("last", False)
+    session = None
+    if last:
+        session = store.last(directory=request["directory"])
+    elif wanted is not None:
+        try:
+            session = store.find(wanted)
+        except NotFoundError:
+            session = store.create(wanted, directory=request["directory"])
+    if last and session is None:
+        raise NotFoundError("session: there is none to go on with; begin one with `myllm chat`")
+    of_turn = {key: value for key, value in request.items() if key not in ("op", "directory")}
+    try:
+        return converse(
+            streams, lambda: connect(configured, streams.note), store, configured, session, of_turn, folder
+        )
+    finally:
+        store.close()
 
 
 def _request(values: dict[str, Any]) -> dict[str, Any]:
