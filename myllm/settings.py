@@ -233,8 +233,8 @@ TABLE: Final = (
         "snapshots.max_size",
         "MYLLM_SNAPSHOTS_MAX_SIZE",
         _notation(parse_size, "a size such as 512M or 4G"),
-        '"4G"',
-        "disk for what prompts computed, to be used again; 0: none",
+        '"1G"',
+        "disk for what prompts computed, to be used again; 0: none; 4G by itself",
     ),
 )
 """Every setting but `[model.NAME]`, in the order in which the documentation shows them."""

@@ -96,6 +96,7 @@ def test_variables_win_over_the_file(config: Path) -> None:
         "MYLLM_MODELS_MAX_LOADED": "3",
         "MYLLM_QUEUE": "7",
         "MYLLM_MODELS_PRELOAD": "a, b",
+        "MYLLM_SNAPSHOTS_MAX_SIZE": "1G",
     }
     assert set(given) == {setting.variable for setting in TABLE}
     settings = load({**os.environ, **given})
@@ -111,6 +112,7 @@ def test_variables_win_over_the_file(config: Path) -> None:
         models_max_loaded=3,
         queue=7,
         models_preload=("a", "b"),
+        snapshots_max_size=2**30,
         model_options=settings.model_options,
     )
 
