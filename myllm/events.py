@@ -14,12 +14,13 @@ from myllm.protocol import Message
 
 class Usage(TypedDict):
     """Tokens of one generation; `dropped_tokens` were cut from the prompt to make it fit, `dropped_messages`
-    left out of it."""
+    left out of it; of a turn in a session, also what the `window` holds."""
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     dropped_messages: int
+    window: NotRequired[int]
     dropped_tokens: NotRequired[int]
 
 

@@ -30,6 +30,10 @@ class Backend(Protocol):
         """The process that has the model, where there is one on this machine."""
 
     @property
+    def window(self) -> int | None:
+        """The most tokens of prompt and answer, once the model is ready; None where that is not known."""
+
+    @property
     def last_words(self) -> str:
         """The end of what it said beside its events, in one line: why it died, perhaps."""
 

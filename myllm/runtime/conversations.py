@@ -105,6 +105,7 @@ class Turn:
         """Why nothing is kept of it."""
         self._held = ExitStack()
         self._n_unsent = self._n_sent = 0
+        self._window: int | None = None
         self._answer: Message | None = None
 
     def begin(self) -> None:
@@ -138,8 +139,9 @@ class Turn:
             wire={"on_overflow": "turns", **self.session.settings, **wire, "messages": given + messages},
         )
 
-    def saved(self, reply: Reply, model: Model) -> Saved:
+    def saved(self, reply: Reply, model: Model, window: int | None) -> Saved:
         """The reply that keeps the answer before it passes its done event on to `reply`."""
+        self._window = window
         return Saved(reply, self, model, self._keep_task)
 
     def write(self, content: str, state: State, **known: Any) -> None:
@@ -151,18 +153,24 @@ class Turn:
         self._answer = replace(self._answer, content=content, state=state, **known)
         self._store.write_answer(self._answer)
 
+    def remember(self, model: str) -> None:
+        """Has a session that named none go on with this model. Raises MyllmError."""
+        if self.session.model is None and not self.trouble:
+            self._store.update(replace(self.session, model=model))
+
     def end(self) -> None:
         """Lets go of the session; what the user said without getting an answer counts as failed."""
         self._held.close()
 
     def counted(self, event: Event) -> Event:
-        """The done event with all the messages that were not sent; keeps count of those that were."""
+        """The done event with the window and all the messages that were not sent; counts those that were."""
         usage = event.get("usage")
         if not usage:
             return event
         dropped = usage.get("dropped_messages", 0)
         self._n_sent -= dropped
-        return {**event, "usage": {**usage, "dropped_messages": dropped + self._n_unsent}}
+        known = {"window": self._window} if self._window else {}
+        return {**event, "usage": {**usage, "dropped_messages": dropped + self._n_unsent, **known}}
 
     def facts(self, event: Event, model: Model) -> dict[str, Any]:
         """What is kept of an answer beside its words."""
@@ -228,6 +236,7 @@ class Saved(Wrapper):
                 facts = self._turn.facts(event, self._model)
                 reasoning = event.get("reasoning_text", reasoning)
                 self._turn.write(content, state, reasoning=reasoning, answer=facts)
+                self._turn.remember(self._model.name)
         finally:
             self._turn.end()
 

@@ -190,7 +190,8 @@ class Runtime:
         """Finds and readies the model, then passes the request on to its backend."""
         async with _in_time(request, arrived):
             model = await self._find(request, call, self._settings.default_model or DEFAULT_MODEL)
-            await self._ask(model, request, call, arrived, call)
+            backend = await self._ready(model, request, call)
+        self._ask(backend, model, request, call, arrived, call)
 
     async def _chat(self, request: Request, call: Call, arrived: float) -> None:
         """Takes a turn in a session: what was said there is sent along, and what is said now is kept."""
@@ -202,11 +203,14 @@ class Runtime:
             default = request.turn.default_model or self._settings.default_model or DEFAULT_MODEL
             default = turn.session.model or default
             model = await self._find(request, call, default)
-            await self._ask(model, turn.request, call, arrived, turn.saved(call, model))
+            backend = await self._ready(model, request, call)
+            reply = turn.saved(call, model, backend.window)
+            self._ask(backend, model, turn.request, call, arrived, reply)
 
-    async def _ask(self, model: Model, request: Request, call: Call, arrived: float, reply: Reply) -> None:
-        """Readies the model and has it answer to `reply`, which is the call's end or before it."""
-        backend = await self._ready(model, request, call)
+    def _ask(
+        self, backend: Backend, model: Model, request: Request, call: Call, arrived: float, reply: Reply
+    ) -> None:
+        """Has the backend answer to `reply`, which is the call or a wrapper of it."""
 
         def again() -> bool:
             return self._widen(backend, model, request, call, arrived, reply)

@@ -37,6 +37,8 @@ class Worker(asyncio.Protocol):
     def __init__(self, process: WorkerProcess) -> None:
         self.dismissed = False
         """Whether its end was asked for."""
+        self.window: int | None = None
+        """The most tokens of prompt and answer, once a model is loaded."""
         self._process = process
         self._loop = asyncio.get_running_loop()
         self._reader = MessageReader()
@@ -195,6 +197,7 @@ class Worker(asyncio.Protocol):
             if error := event.get("error"):
                 self._fail_load(from_wire(error))
             else:
+                self.window = event.get("window")
                 self._loaded.set_result(event)
 
     def _fail_load(self, error: MyllmError) -> None:

@@ -38,6 +38,7 @@ class Scripted:
     pid = None
     dismissed = False
     last_words = ""
+    window = None
 
     def __init__(self) -> None:
         self._running: dict[Reply, asyncio.Task[None]] = {}

@@ -59,6 +59,7 @@ class ScriptedWorker:
     gates: dict[str, asyncio.Event]
     failures: dict[str, MyllmError]
     last_words = "its last words"
+    window = None
 
     def __init__(self) -> None:
         self.pid = 0
