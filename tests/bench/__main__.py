@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from myllm import hardware
-from tests.bench import commands, daemon, decoding, embedding, latency
+from tests.bench import commands, conversations, daemon, decoding, embedding, latency
 from tests.bench.figures import Row, heading, markdown
 from tests.bench.peers import Peers, PeersMissingError
 from tests.bench.setting import FULL, TINY, Setting, model_file
@@ -27,6 +27,7 @@ SECTIONS: Final[dict[str, Callable[[Setting], Iterator[Row]]]] = {
     "pace": latency.pace,
     "prefix": latency.prefix,
     "cold": commands.cold,
+    "resume": conversations.resume,
     "batch": commands.batch,
     "models": commands.listed,
     "embed": embedding.embed,

@@ -27,6 +27,8 @@ class Sizes:
     """Tokens of each stream from which its usual gap is taken, in number."""
     prefix: int
     cold_runs: int
+    history: int
+    """Of a conversation that is gone on with."""
     records: int
     """Records of the batch."""
     long_records: int
@@ -56,6 +58,7 @@ FULL: Final = Sizes(
     usual_steps=24,
     prefix=1000,
     cold_runs=7,
+    history=2000,
     records=200,
     long_records=6,
     long_record=1500,
@@ -78,6 +81,7 @@ TINY: Final = Sizes(
     usual_steps=4,
     prefix=64,
     cold_runs=1,
+    history=200,
     records=6,
     long_records=1,
     long_record=60,
