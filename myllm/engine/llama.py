@@ -12,7 +12,8 @@ from __future__ import annotations
 import ctypes
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -49,6 +50,8 @@ CONTINUED: Final = 5
 """`GGML_LOG_LEVEL_CONT`: goes on with the line before."""
 SPECIAL_ATTRS: Final = 1 << 3 | 1 << 0
 """`LLAMA_TOKEN_ATTR_CONTROL` and `_UNKNOWN`: what llama_tokenize reads only with `parse_special`."""
+REASON: Final = "error loading model: "
+"""What comes before llama.cpp's reason in a line of its log (llama_model_load)."""
 SLOW_TO_LOAD: Final = 1 << 30
 """Bytes of a file from which its loading is worth reports: each waits for the GIL."""
 
@@ -81,6 +84,30 @@ def build() -> str:
 def explain() -> None:
     """From now on llama.cpp's warnings and errors go to stderr: something failed and is tried again."""
     lib.llama_log_set(_log, None)
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """Has llama.cpp's warnings and errors in a list, too, while in the block; from then on as `explain`."""
+    words: list[str] = []
+
+    @lib.llama_log_callback  # type: ignore[untyped-decorator]
+    def hear(level: int, text: bytes, data: Any) -> None:
+        if WARN <= level < CONTINUED:
+            words.append(text.decode("utf-8", "replace"))
+        _log(level, text, data)
+
+    lib.llama_log_set(hear, None)
+    try:
+        yield words
+    finally:
+        explain()
+
+
+def _why(words: list[str]) -> str:
+    """What llama.cpp says of a file that it does not load, where it says so."""
+    found = [word.strip().rpartition(REASON)[2] for word in words if REASON in word]
+    return f": {found[-1]}" if found else ""
 
 
 class Tokenizer:
@@ -206,10 +233,12 @@ class Model:
             params.progress_callback = report
         self.pointer = lib.llama_model_load_from_file(bytes(path), params)
         if not self.pointer:
-            explain()
-            self.pointer = lib.llama_model_load_from_file(bytes(path), params)
+            with heard() as words:
+                self.pointer = lib.llama_model_load_from_file(bytes(path), params)
         if not self.pointer:
-            raise BadDataError(f"{path}: llama.cpp cannot load it; check it with `myllm models verify`")
+            raise BadDataError(
+                f"{path}: llama.cpp cannot load it{_why(words)}; check it with `myllm models verify`"
+            )
         self.tokenizer = Tokenizer(lib.llama_model_get_vocab(self.pointer))
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self.pointer)
         self.is_encoder = self._said("attention.causal") == "false"

@@ -1,4 +1,4 @@
-"""A conversation that is gone on with in a new process: what was computed before, against computing it again."""
+"""A conversation that goes on in a new process: what was computed before, against computing it again."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ class Home:
         """One more, of which a single token is answered."""
         options = ("--max-tokens", 1, "--threads", self._setting.threads, "--temperature", 0)
         command = ("chat", "--no-daemon", "-n", "-m", self._setting.model, "-s", session, *options, question)
+        began = time.monotonic()
         with self._started(*command, MYLLM_SNAPSHOTS_MAX_SIZE=snapshots) as process:
-            began = time.monotonic()
             if process.stdout is None:
                 raise ValueError("stdout is a pipe")
             for line in process.stdout:
