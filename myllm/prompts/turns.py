@@ -40,23 +40,36 @@ def without_oldest_turns(
         if len(tokens) <= budget:
             return tokens, n_given - len(messages)
     fixed, counted = _counted(messages, chat, tokenizer, window)
-    decided = fit_history(counted, fixed, budget)
-    later = (i for i, message in enumerate(messages) if i > decided and message["role"] == "user")
-    for first in (decided, *later):  # those after it, where the counts were a little low
+    first = fit_history(counted, fixed, budget)
+    last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=first)
+    while True:
         sent = _sent(messages, first)
         least = least_tokens([message["content"] for message in sent], tokenizer, window)
         if least >= window:
             raise overflow(f"more than {least:,} tokens without the turns before", window)
         tokens = chat.assemble(sent)
-        if len(tokens) <= budget:
+        if len(tokens) <= budget or first >= last:
             break
+        # The counts were a little low. With the rest of it, turns go as if it had been known: not one by one.
+        fixed = len(tokens) - sum(counted[i].n_tokens for i in _indices(messages, first))
+        first = max(fit_history(counted, fixed, budget), _next_user(messages, first))
     if len(tokens) >= window:
         raise overflow(f"{len(tokens):,} tokens without the turns before", window)
     return tokens, n_given - len(sent)
 
 
 def _sent(messages: list[Message], first: int) -> list[Message]:
-    return [message for i, message in enumerate(messages) if i >= first or message["role"] in SYSTEM]
+    return [messages[i] for i in _indices(messages, first)]
+
+
+def _indices(messages: list[Message], first: int) -> list[int]:
+    """Of those that are sent where the conversation begins at `first`."""
+    return [i for i, message in enumerate(messages) if i >= first or message["role"] in SYSTEM]
+
+
+def _next_user(messages: list[Message], first: int) -> int:
+    """Of the first turn after the one at `first`."""
+    return next(i for i, message in enumerate(messages) if i > first and message["role"] == "user")
 
 
 def _counted(

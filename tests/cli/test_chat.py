@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -280,3 +281,43 @@ def test_a_store_of_a_newer_version_is_refused_untouched(run: Run, fake_model: F
 def test_options_that_contradict_each_other_are_refused(run: Run) -> None:
     assert run("chat", "-c", "-s", "t", "-n", "hi").status == 2
     assert run("chat", "-n").status == 2
+
+
+SMALL_DISK = """
+mkdir -p "$0" && mount -t tmpfs -o size=400k,mode=700 none "$0" && cp -r "$1" "$0/myllm" && shift
+head -c 10M /dev/zero > "$0/filler" 2>/dev/null
+exec "$@"
+"""
+
+
+def test_on_a_full_disk_the_answer_is_shown_and_what_was_kept_stays(
+    run: Run, fake_model: FakeModel, home: Path, tmp_path: Path
+) -> None:
+    model = fake_model(tokens=["Yes"])
+    run("chat", "-m", model, "-s", "t", "-n", "one")
+    state = home / ".local" / "state"
+    saved = tmp_path / "saved"
+    shutil.copytree(state / "myllm", saved)
+    under = ["unshare", "-Urm", "sh", "-c", SMALL_DISK, str(state), str(saved)]
+    ended = run("chat", "-m", model, "-s", "t", "-t", "-n", "two", under=under)
+    assert (ended.status, ended.out) == (74, b"Yes\n")
+    assert "not saved" in ended.err
+    assert len(said("t")) == 2
+
+
+@pytest.mark.usefixtures("daemons")
+def test_a_long_conversation_in_a_small_window_seldom_reads_anything_again(
+    run: Run, fake_model: FakeModel
+) -> None:
+    words = [f" a{number}" for number in range(14)]
+    model = fake_model(template="chatml", window=2048, tokens=words)
+    run("load", model)
+    reused, dropped = 0, []
+    for turn in range(80):
+        text = b" ".join(b"w%d-%d" % (turn, at) for at in range(14))
+        usage = run("chat", "-m", model, "-s", "t", "--max-tokens", "100", stdin=text).lines[-1]["usage"]
+        reused += usage["cached_tokens"] >= 0.8 * usage["prompt_tokens"]
+        dropped.append(usage["dropped_messages"])
+    assert 0 == dropped[40] < dropped[-1]
+    assert len(set(dropped)) <= 5  # seldom, and then many at once
+    assert reused >= 0.85 * 80
