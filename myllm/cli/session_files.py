@@ -105,7 +105,7 @@ def _import_file(
             streams.note("; ".join([f"{described(kept)}: imported", *_changes(given, kept)]))
     finally:
         for line in notes.lines():
-            streams.note(f"{file}: not kept as it was: {line}")
+            streams.note(f"{file if file != STDIN else 'stdin'}: not kept as it was: {line}")
 
 
 def _read(streams: Streams, file: str, notes: Notes, format_: str | None) -> Iterator[Transcript]:

@@ -27,34 +27,30 @@ FOUND: Final = ("\x1b[1;31m", "\x1b[0m")
 """As grep marks what it has found."""
 
 
-class Listed(NamedTuple):
-    """A session as it is listed."""
+class Row(NamedTuple):
+    """A session as a table shows it."""
 
     session: Session
     short_id: str
     parent_name: str | None
-    """Of the session it was forked from, its name, or else its id; None for what is no fork."""
+    """What the session is called that it was forked from; None for what is no fork."""
 
-    def record(self) -> dict[str, Any]:
-        """Its line of JSONL; times are seconds since the epoch."""
-        session = self.session
-        return {
-            "id": session.id,
-            "name": session.name,
-            "title": session.extra.get("title"),
-            "messages": session.n_messages,
-            "model": session.model,
-            "created": session.created,
-            "updated": session.updated,
-            "directory": session.directory,
-            "parent": session.parent,
-            "parent_name": self.parent_name,
-            "forked_at": session.forked_at,
-        }
 
-    def called(self) -> str:
-        """What a person types to name it."""
-        return self.session.name or self.short_id
+def session_record(session: Session, parent_name: str | None) -> dict[str, Any]:
+    """Its line of JSONL; times are seconds since the epoch."""
+    return {
+        "id": session.id,
+        "name": session.name,
+        "title": session.extra.get("title"),
+        "messages": session.n_messages,
+        "model": session.model,
+        "created": session.created,
+        "updated": session.updated,
+        "directory": session.directory,
+        "parent": session.parent,
+        "parent_name": parent_name,
+        "forked_at": session.forked_at,
+    }
 
 
 def described(session: Session) -> str:
@@ -63,7 +59,7 @@ def described(session: Session) -> str:
     return f"{named}, {session.n_messages:,} message{'s' if session.n_messages != 1 else ''}"
 
 
-def session_table(rows: Sequence[Listed], now: float, columns: int | None) -> bytes:
+def session_table(rows: Sequence[Row], now: float, columns: int | None) -> bytes:
     """One row a session, within so many columns; None is no limit."""
     cells = [_cells(row, now) for row in rows]
     heads = [head for head in cells[0] if head != "FORK OF" or any(row[head] for row in cells)]
@@ -78,7 +74,7 @@ def session_table(rows: Sequence[Listed], now: float, columns: int | None) -> by
     return table([heads, *([row[head] for head in heads] for row in cells)])
 
 
-def _cells(row: Listed, now: float) -> dict[str, str]:
+def _cells(row: Row, now: float) -> dict[str, str]:
     session = row.session
     title = session.extra.get("title")
     cells = {
