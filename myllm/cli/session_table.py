@@ -6,7 +6,7 @@ Owns columns, and which of them go where a terminal is narrow. Must not know how
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 GAP: Final = 2
 """Spaces between columns."""
-NARROWEST: Final = 8
-"""Characters of a name that are shown on any terminal."""
+ENOUGH: Final = 20
+"""Characters of a name that are worth more than another column."""
 LEAST: Final = ("DIRECTORY", "MODEL", "FORK OF", "MESSAGES")
 """Columns that can be done without, the least wanted first."""
 FOUND: Final = ("\x1b[1;31m", "\x1b[0m")
@@ -63,15 +63,26 @@ def session_table(rows: Sequence[Row], now: float, columns: int | None) -> bytes
     """One row a session, within so many columns; None is no limit."""
     cells = [_cells(row, now) for row in rows]
     heads = [head for head in cells[0] if head != "FORK OF" or any(row[head] for row in cells)]
-    for head in LEAST:
-        if columns is None or _width(heads, cells) <= columns:
-            break
-        heads = [other for other in heads if other != head]
     if columns is not None:
-        room = columns - _width([head for head in heads if head != "NAME"], cells) - GAP
-        for row in cells:
-            row["NAME"] = _cut(row["NAME"], max(room, NARROWEST))
+        _fit(heads, cells, columns)
     return table([heads, *([row[head] for head in heads] for row in cells)])
+
+
+def _fit(heads: list[str], cells: Sequence[dict[str, str]], columns: int) -> None:
+    """Takes columns away until there is room for names, and cuts those that are longer than it."""
+    wanted = min(max(len(row["NAME"]) for row in cells), ENOUGH)
+    for head in LEAST:
+        if _room(heads, cells, columns) < wanted and head in heads:
+            heads.remove(head)
+    room = max(_room(heads, cells, columns), len("NAME"))
+    for row in cells:
+        row["NAME"] = row["NAME"] if len(row["NAME"]) <= room else f"{row['NAME'][: room - 1]}…"
+
+
+def _room(heads: Sequence[str], cells: Sequence[dict[str, str]], columns: int) -> int:
+    """Characters that are left for names."""
+    others = [max(len(head), *(len(row[head]) for row in cells)) for head in heads if head != "NAME"]
+    return columns - sum(others) - GAP * len(others)
 
 
 def _cells(row: Row, now: float) -> dict[str, str]:
@@ -87,15 +98,6 @@ def _cells(row: Row, now: float) -> dict[str, str]:
         "DIRECTORY": _from_home(session.directory or ""),
     }
     return {head: on_one_line(cell) for head, cell in cells.items()}
-
-
-def _width(heads: Iterable[str], cells: Sequence[dict[str, str]]) -> int:
-    widths = [max(len(head), *(len(row[head]) for row in cells)) for head in heads]
-    return sum(widths) + GAP * (len(widths) - 1)
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 def _from_home(directory: str) -> str:
