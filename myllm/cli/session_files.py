@@ -61,7 +61,7 @@ def export(streams: Streams, wanted: tuple[str, ...], everything: bool, format_:
                 write_json(streams, (native if format_ == "jsonl" else openai).export(transcript))
 
 
-@click.command("import")
+@click.command("import", short_help="Keep the conversations in files.")
 @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path())
 @click.option("--format", "format_", type=click.Choice(FORMATS), help="Of all FILEs.  [default: recognised]")
 @click.option(

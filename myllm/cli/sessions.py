@@ -133,7 +133,7 @@ def _print_table(streams: Streams, store: SessionStore, page: list[Session]) -> 
         streams.note("there is no session, or none that is as you say")
 
 
-@sessions.command("show")
+@sessions.command("show", short_help="Print a conversation.")
 @session_argument
 @click.option("-n", "--newest", type=click.IntRange(1), metavar="N", help="Only the last N messages.")
 @click.option("--markdown", is_flag=True, help="Print a Markdown page, which holds reasoning and calls, too.")
@@ -162,7 +162,7 @@ def show(streams: Streams, wanted: str, newest: int | None, markdown: bool, outp
             write_records(streams, map(native.record, shown.path()))
 
 
-@sessions.command("search")
+@sessions.command("search", short_help="Print where words are.")
 @click.argument("words", nargs=-1, required=True, metavar="WORD...")
 @click.option(
     "-n",
@@ -208,7 +208,7 @@ def rename(streams: Streams, wanted: str, name: str) -> None:
         streams.note(f"{session.name or session.id}: now {name}")
 
 
-@sessions.command("fork")
+@sessions.command("fork", short_help="Begin a session that goes on from another.")
 @session_argument
 @click.option("--at", metavar="MESSAGE", help="Go on from this message, by its id.  [default: the last]")
 @click.option("--name", metavar="NAME", help="Name of the new session.")
@@ -230,7 +230,7 @@ def fork(streams: Streams, wanted: str, at: str | None, name: str | None, output
         write_records(streams, [session_record(new, session.name or session.id)])
 
 
-@sessions.command("rm")
+@sessions.command("rm", short_help="Remove sessions, after asking.")
 @click.argument("wanted", nargs=-1, metavar="[SESSION]...", shell_complete=complete_session)
 @older_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")

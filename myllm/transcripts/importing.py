@@ -40,16 +40,16 @@ def read(
     `format_` is one of `FORMATS`; None recognises it. What has no date is of `now`. What cannot be kept is in
     `notes` at the end. Raises BadDataError for a file that is none or holds none, and the file's errors.
     """
-    with _errors_named(str(path)), path.open("rb", buffering=0) as raw:
-        yield from _parsed(BufferedReader(raw, PEEK), path, notes, format_, now)
+    with _errors_named(str(path)), BufferedReader(path.open("rb", buffering=0), PEEK) as file:
+        yield from _parsed(file, path, notes, format_, now)
 
 
 def read_stream(
     raw: RawIOBase, name: str, notes: Notes, format_: str | None = None, now: float | None = None
 ) -> Iterator[Transcript]:
-    """The same of what is open already, say a pipe; `name` is what errors call it."""
-    with _errors_named(name):
-        yield from _parsed(BufferedReader(raw, PEEK), None, notes, format_, now)
+    """The same of what is open already, say a pipe, and is closed; `name` is what errors call it."""
+    with _errors_named(name), BufferedReader(raw, PEEK) as file:
+        yield from _parsed(file, None, notes, format_, now)
 
 
 @contextmanager

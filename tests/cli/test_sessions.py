@@ -440,6 +440,12 @@ def test_a_broken_file_is_65_with_its_line_and_what_is_whole_is_kept(
     assert names(store) == {"tea", None}
 
 
+def test_a_database_on_stdin_is_refused_with_what_to_do(run: Run) -> None:
+    refused = run("sessions", "import", stdin=b"SQLite format 3\0" + bytes(100))
+    assert refused.status == 65
+    assert refused.err == "myllm: stdin: a database cannot be read from a pipe; give the file's path\n"
+
+
 def test_export_wants_to_know_what(run: Run) -> None:
     assert run("sessions", "export").status == 2
     assert run("sessions", "export", "--all", "tea").status == 2
