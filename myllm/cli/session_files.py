@@ -61,7 +61,7 @@ def export(streams: Streams, wanted: tuple[str, ...], everything: bool, format_:
                 write_json(streams, (native if format_ == "jsonl" else openai).export(transcript))
 
 
-@click.command("import")
+@click.command("import", short_help="Keep the conversations in files.")
 @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path())
 @click.option("--format", "format_", type=click.Choice(FORMATS), help="Of all FILEs.  [default: recognised]")
 @click.option(
@@ -105,7 +105,7 @@ def _import_file(
             streams.note("; ".join([f"{described(kept)}: imported", *_changes(given, kept)]))
     finally:
         for line in notes.lines():
-            streams.note(f"{file}: not kept as it was: {line}")
+            streams.note(f"{file if file != STDIN else 'stdin'}: not kept as it was: {line}")
 
 
 def _read(streams: Streams, file: str, notes: Notes, format_: str | None) -> Iterator[Transcript]:

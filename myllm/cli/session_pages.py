@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from myllm.cli.console import Streams, visible, visible_json
 from myllm.errors import TryAgainError
@@ -64,3 +64,10 @@ def write_json(streams: Streams, pieces: Iterable[bytes]) -> None:
     """The same for JSON in whole lines or values."""
     for piece in pieces:
         streams.write(visible_json(piece) if streams.stdout_is_terminal else piece)
+
+
+def write_records(streams: Streams, records: Iterable[dict[str, Any]]) -> None:
+    """JSONL."""
+    import orjson
+
+    write_json(streams, (orjson.dumps(record) + b"\n" for record in records))

@@ -6,7 +6,7 @@ Owns columns, and which of them go where a terminal is narrow. Must not know how
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,42 +19,38 @@ if TYPE_CHECKING:
 
 GAP: Final = 2
 """Spaces between columns."""
-NARROWEST: Final = 8
-"""Characters of a name that are shown on any terminal."""
+ENOUGH: Final = 20
+"""Characters of a name that are worth more than another column."""
 LEAST: Final = ("DIRECTORY", "MODEL", "FORK OF", "MESSAGES")
 """Columns that can be done without, the least wanted first."""
 FOUND: Final = ("\x1b[1;31m", "\x1b[0m")
 """As grep marks what it has found."""
 
 
-class Listed(NamedTuple):
-    """A session as it is listed."""
+class Row(NamedTuple):
+    """A session as a table shows it."""
 
     session: Session
     short_id: str
     parent_name: str | None
-    """Of the session it was forked from, its name, or else its id; None for what is no fork."""
+    """What the session is called that it was forked from; None for what is no fork."""
 
-    def record(self) -> dict[str, Any]:
-        """Its line of JSONL; times are seconds since the epoch."""
-        session = self.session
-        return {
-            "id": session.id,
-            "name": session.name,
-            "title": session.extra.get("title"),
-            "messages": session.n_messages,
-            "model": session.model,
-            "created": session.created,
-            "updated": session.updated,
-            "directory": session.directory,
-            "parent": session.parent,
-            "parent_name": self.parent_name,
-            "forked_at": session.forked_at,
-        }
 
-    def called(self) -> str:
-        """What a person types to name it."""
-        return self.session.name or self.short_id
+def session_record(session: Session, parent_name: str | None) -> dict[str, Any]:
+    """Its line of JSONL; times are seconds since the epoch."""
+    return {
+        "id": session.id,
+        "name": session.name,
+        "title": session.extra.get("title"),
+        "messages": session.n_messages,
+        "model": session.model,
+        "created": session.created,
+        "updated": session.updated,
+        "directory": session.directory,
+        "parent": session.parent,
+        "parent_name": parent_name,
+        "forked_at": session.forked_at,
+    }
 
 
 def described(session: Session) -> str:
@@ -63,22 +59,33 @@ def described(session: Session) -> str:
     return f"{named}, {session.n_messages:,} message{'s' if session.n_messages != 1 else ''}"
 
 
-def session_table(rows: Sequence[Listed], now: float, columns: int | None) -> bytes:
+def session_table(rows: Sequence[Row], now: float, columns: int | None) -> bytes:
     """One row a session, within so many columns; None is no limit."""
     cells = [_cells(row, now) for row in rows]
     heads = [head for head in cells[0] if head != "FORK OF" or any(row[head] for row in cells)]
-    for head in LEAST:
-        if columns is None or _width(heads, cells) <= columns:
-            break
-        heads = [other for other in heads if other != head]
     if columns is not None:
-        room = columns - _width([head for head in heads if head != "NAME"], cells) - GAP
-        for row in cells:
-            row["NAME"] = _cut(row["NAME"], max(room, NARROWEST))
+        _fit(heads, cells, columns)
     return table([heads, *([row[head] for head in heads] for row in cells)])
 
 
-def _cells(row: Listed, now: float) -> dict[str, str]:
+def _fit(heads: list[str], cells: Sequence[dict[str, str]], columns: int) -> None:
+    """Takes columns away until there is room for names, and cuts those that are longer than it."""
+    wanted = min(max(len(row["NAME"]) for row in cells), ENOUGH)
+    for head in LEAST:
+        if _room(heads, cells, columns) < wanted and head in heads:
+            heads.remove(head)
+    room = max(_room(heads, cells, columns), len("NAME"))
+    for row in cells:
+        row["NAME"] = row["NAME"] if len(row["NAME"]) <= room else f"{row['NAME'][: room - 1]}…"
+
+
+def _room(heads: Sequence[str], cells: Sequence[dict[str, str]], columns: int) -> int:
+    """Characters that are left for names."""
+    others = [max(len(head), *(len(row[head]) for row in cells)) for head in heads if head != "NAME"]
+    return columns - sum(others) - GAP * len(others)
+
+
+def _cells(row: Row, now: float) -> dict[str, str]:
     session = row.session
     title = session.extra.get("title")
     cells = {
@@ -91,15 +98,6 @@ def _cells(row: Listed, now: float) -> dict[str, str]:
         "DIRECTORY": _from_home(session.directory or ""),
     }
     return {head: on_one_line(cell) for head, cell in cells.items()}
-
-
-def _width(heads: Iterable[str], cells: Sequence[dict[str, str]]) -> int:
-    widths = [max(len(head), *(len(row[head]) for row in cells)) for head in heads]
-    return sum(widths) + GAP * (len(widths) - 1)
-
-
-def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else f"{text[: room - 1]}…"
 
 
 def _from_home(directory: str) -> str:

@@ -7,20 +7,33 @@ session_table's and session_pages', what is kept the store's; sessions as files 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from myllm.cli.console import Streams
 from myllm.cli.options import as_text, complete_model, duration, output_options
-from myllm.cli.session_choice import chosen, complete_session, matching, opened, short_id
+from myllm.cli.session_choice import (
+    chosen,
+    complete_session,
+    conditions,
+    matching,
+    opened,
+    parent_name,
+    short_id,
+)
 from myllm.cli.session_files import export, import_sessions
-from myllm.cli.session_pages import transcript_of, write_json, write_text
-from myllm.cli.session_table import Listed, described, hit_line, hit_record, session_table
-from myllm.errors import NotFoundError, UsageError
+from myllm.cli.session_pages import transcript_of, write_records, write_text
+from myllm.cli.session_table import (
+    Row,
+    described,
+    hit_line,
+    hit_record,
+    session_record,
+    session_table,
+)
+from myllm.errors import UsageError
 
 if TYPE_CHECKING:
     from myllm.conversation import Session
@@ -54,10 +67,8 @@ class ListingGroup(click.Group):
     """Lists where no word says what else to do."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        said = args[:1]
-        if not ctx.resilient_parsing and not (
-            said and (said[0][:1] != "-" or said[0] in ctx.help_option_names)
-        ):
+        no_word = not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
+        if no_word and not ctx.resilient_parsing:  # which is how completion looks for the words there are
             args = ["list", *args]
         return super().parse_args(ctx, args)
 
@@ -96,29 +107,33 @@ sessions.add_command(import_sessions)
 @click.option("--all", "everything", is_flag=True, help="All of them, in a table, too.")
 @output_options
 @click.pass_obj
-def list_sessions(streams: Streams, /, output: str | None, **values: Any) -> None:
+def list_sessions(
+    streams: Streams, /, limit: int | None, everything: bool, output: str | None, **which: Any
+) -> None:
     """Print the sessions, changed last first."""
-    if values["everything"] and values["limit"]:
+    if everything and limit:
         raise UsageError("--all and -n: give one of them")
     with opened() as store:
-        found = (_listed(store, session) for session in matching(store, _conditions(values)))
-        if _as_text(streams, output):
-            limit = None if values["everything"] else values["limit"] or ON_A_PAGE
-            _print_table(streams, list(islice(found, limit)))
-            if values["limit"] is None and next(found, None) is not None:
-                streams.note(f"these are the newest {limit}; --all shows all, -n N so many")
-        else:
-            write_json(streams, _jsonl(listed.record() for listed in islice(found, values["limit"])))
+        found = matching(store, conditions(**which))
+        if not _as_text(streams, output):
+            records = (session_record(each, parent_name(store, each)) for each in islice(found, limit))
+            write_records(streams, records)
+            return
+        page = list(islice(found, None if everything else limit or ON_A_PAGE))
+        _print_table(streams, store, page)
+        if limit is None and next(found, None) is not None:
+            streams.note(f"these are the newest {len(page)}; --all shows all, -n N so many")
 
 
-def _print_table(streams: Streams, rows: list[Listed]) -> None:
+def _print_table(streams: Streams, store: SessionStore, page: list[Session]) -> None:
+    rows = [Row(session, short_id(store, session), parent_name(store, session)) for session in page]
     if rows:
         streams.write(session_table(rows, time.time(), streams.columns))
     else:
         streams.note("there is no session, or none that is as you say")
 
 
-@sessions.command("show")
+@sessions.command("show", short_help="Print a conversation.")
 @session_argument
 @click.option("-n", "--newest", type=click.IntRange(1), metavar="N", help="Only the last N messages.")
 @click.option("--markdown", is_flag=True, help="Print a Markdown page, which holds reasoning and calls, too.")
@@ -143,13 +158,21 @@ def show(streams: Streams, wanted: str, newest: int | None, markdown: bool, outp
             write_text(streams, plain.render(shown))
         else:
             if system := shown.session.system:
-                write_json(streams, _jsonl([{"role": "system", "content": system}]))
-            write_json(streams, _jsonl(map(native.record, shown.path())))
+                write_records(streams, [{"role": "system", "content": system}])
+            write_records(streams, map(native.record, shown.path()))
 
 
-@sessions.command("search")
+@sessions.command("search", short_help="Print where words are.")
 @click.argument("words", nargs=-1, required=True, metavar="WORD...")
-@click.option("-n", "--limit", type=click.IntRange(1), default=ON_A_PAGE, show_default=True, metavar="N")
+@click.option(
+    "-n",
+    "--limit",
+    type=click.IntRange(1),
+    default=ON_A_PAGE,
+    show_default=True,
+    metavar="N",
+    help="At most N places.",
+)
 @click.option("--best", is_flag=True, help="The most relevant first, rather than the newest.")
 @output_options
 @click.pass_obj
@@ -167,7 +190,7 @@ def search(streams: Streams, words: tuple[str, ...], limit: int, best: bool, out
         for hit in hits[:limit]:
             streams.write(hit_line(hit, coloured=streams.takes_colour).encode("utf-8", "replace"))
     else:
-        write_json(streams, _jsonl(map(hit_record, hits[:limit])))
+        write_records(streams, map(hit_record, hits[:limit]))
     if len(hits) > limit:
         streams.note(f"there are more than these {limit}; -n N shows so many")
     return 0
@@ -185,7 +208,7 @@ def rename(streams: Streams, wanted: str, name: str) -> None:
         streams.note(f"{session.name or session.id}: now {name}")
 
 
-@sessions.command("fork")
+@sessions.command("fork", short_help="Begin a session that goes on from another.")
 @session_argument
 @click.option("--at", metavar="MESSAGE", help="Go on from this message, by its id.  [default: the last]")
 @click.option("--name", metavar="NAME", help="Name of the new session.")
@@ -200,14 +223,14 @@ def fork(streams: Streams, wanted: str, at: str | None, name: str | None, output
     with opened() as store:
         session = store.find(wanted)
         place = session.head if at is None else store.find_message(session.id, at).id
-        new = _listed(store, store.fork(session.id, place, name))
+        new = store.fork(session.id, place, name)
     if _as_text(streams, output):
-        write_text(streams, [f"{new.called()}\n"])
+        write_text(streams, [f"{new.name or new.id}\n"])
     else:
-        write_json(streams, _jsonl([new.record()]))
+        write_records(streams, [session_record(new, session.name or session.id)])
 
 
-@sessions.command("rm")
+@sessions.command("rm", short_help="Remove sessions, after asking.")
 @click.argument("wanted", nargs=-1, metavar="[SESSION]...", shell_complete=complete_session)
 @older_option
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -217,7 +240,7 @@ def remove(streams: Streams, wanted: tuple[str, ...], older_than: float | None, 
     if bool(wanted) == (older_than is not None):
         raise UsageError("rm: give either sessions or --older-than")
     with opened() as store:
-        going = chosen(store, wanted) or list(matching(store, _conditions({"older_than": older_than})))
+        going = chosen(store, wanted) or list(matching(store, conditions(older_than=older_than)))
         if going and not yes and not _agreed(streams, going):
             streams.note("nothing was removed")
             return NOT_AGREED
@@ -244,37 +267,6 @@ def _agreed(streams: Streams, going: list[Session]) -> bool:
         streams.note(described(session))
     n_going = "this session" if len(going) == 1 else f"these {len(going):,} sessions"
     return streams.ask(f"remove {n_going}? [y/N]").lower() in ("y", "yes")
-
-
-def _conditions(values: dict[str, Any]) -> dict[str, Any]:
-    """For `SessionStore.page`, of the options that were given."""
-    now = time.time()
-    older, newer = values.get("older_than"), values.get("newer_than")
-    return {
-        "model": values.get("model"),
-        "directory": str(Path.cwd()) if values.get("here") else None,
-        "updated_before": None if older is None else now - older,
-        "updated_since": None if newer is None else now - newer,
-    }
-
-
-def _listed(store: SessionStore, session: Session) -> Listed:
-    return Listed(session, short_id(store, session), _parent_name(store, session))
-
-
-def _parent_name(store: SessionStore, session: Session) -> str | None:
-    if session.parent is None:
-        return None
-    try:
-        return store.find(session.parent).name or session.parent
-    except NotFoundError:  # it has been removed
-        return session.parent
-
-
-def _jsonl(records: Iterable[dict[str, Any]]) -> Iterator[bytes]:
-    import orjson
-
-    return (orjson.dumps(record) + b"\n" for record in records)
 
 
 def _as_text(streams: Streams, output: str | None) -> bool:

@@ -47,9 +47,9 @@ def read(
 def read_stream(
     raw: RawIOBase, name: str, notes: Notes, format_: str | None = None, now: float | None = None
 ) -> Iterator[Transcript]:
-    """The same of what is open already, say a pipe; `name` is what errors call it."""
-    with _errors_named(name):
-        yield from _parsed(BufferedReader(raw, PEEK), None, notes, format_, now)
+    """The same of what is open already, say a pipe, and is closed; `name` is what errors call it."""
+    with _errors_named(name), BufferedReader(raw, PEEK) as file:
+        yield from _parsed(file, None, notes, format_, now)
 
 
 @contextmanager
