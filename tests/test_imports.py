@@ -15,7 +15,16 @@ import myllm
 PACKAGE = Path(myllm.__file__).parent
 HEAVY = {"llama_cpp", "numpy", "fastapi", "sqlite_utils", "asyncio"}
 """What no command pays for that does not need it: each takes 20 ms or more."""
-DEAR = HEAVY | {"tqdm", "jinja2", "tomllib", "subprocess", "huggingface_hub", "importlib.metadata", "hashlib"}
+DEAR = HEAVY | {
+    "prompt_toolkit",
+    "tqdm",
+    "jinja2",
+    "tomllib",
+    "subprocess",
+    "huggingface_hub",
+    "importlib.metadata",
+    "hashlib",
+}
 
 LEAVES = {
     *(

@@ -29,6 +29,12 @@ from myllm.storage.session_store import SessionStore
 
 _NEWEST: Final = 8
 """Messages read to find the last exchange; with calls of tools between them it may take all."""
+_CUT: Final[Mapping[str, str]] = {
+    "cancelled": "stopped; what came is kept, /retry asks again",
+    "length": "the answer is cut: it has max_tokens, or the window is full",
+    "deadline": "the answer is cut: its deadline passed",
+}
+"""What is said of an answer by its finish reason."""
 _CANNOT_KEEP: Final = (PermissionDeniedError, CannotCreateError, IOFailureError)
 
 
@@ -83,24 +89,17 @@ class Talk:
         if error := event.get("error"):
             raise from_wire(error)
         chat.last, chat.answer = event, str(event.get("full_text", ""))
-        if chat.session is None and (made := event.get("session_id")):
-            chat.session = self.store.find(made)
+        if chat.session is None:
+            chat.unsaved = event.get("session_id")
         self._remark(event, dropped)
 
     def _remark(self, event: Mapping[str, Any], dropped_before: int) -> None:
         """What of an answer is not as it should be."""
         note = self.screen.streams.note
-        if event.get("usage", {}).get("dropped_messages", 0) != dropped_before and (
-            lost := losses(dict(event))
-        ):
-            note(lost)
-        reason = event.get("finish_reason")
-        if reason == "cancelled":
-            note("stopped; what came is kept, /retry asks again")
-        elif reason == "length":
-            note("the answer is cut: max_tokens, or the window, is full")
-        elif reason == "deadline":
-            note("the answer is cut: its deadline passed")
+        if event.get("usage", {}).get("dropped_messages", 0) != dropped_before:
+            note(losses(dict(event)) or "the whole conversation fits the window again")
+        if cut := _CUT.get(str(event.get("finish_reason"))):
+            note(cut)
 
     # ── the session ─────────────────────────────────────────────────────────────────────────
 

@@ -202,3 +202,10 @@ def test_a_message_without_an_answer_can_be_asked_again(conversation: Conversati
     assert failed.state is State.FAILED
     conversation.type("/edit hi")
     assert conversation.path == ["hi", "echo: hihi"]
+
+
+def test_a_conversation_that_is_not_saved_goes_on_under_the_id_it_was_given(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation.chat.unsaved = "only-in-memory"
+    assert conversation.chat.request("hi")["session"] == "only-in-memory"
