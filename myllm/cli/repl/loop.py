@@ -96,7 +96,7 @@ class Loop:
         while True:
             edited, self._edited = self._edited, None
             try:
-                typed = self._reader.read(edited.content if edited else "")
+                typed = self._reader.read(_as_typed(edited.content) if edited else "")
             except KeyboardInterrupt:
                 self._talk.screen.streams.note("Ctrl-D leaves")
                 continue
@@ -113,7 +113,7 @@ class Loop:
                 self._talk.screen.streams.report(error)
 
     def _do(self, typed: str, edited: Message | None) -> None:
-        match Said(typed.strip()) if edited else parse(typed):
+        match parse(typed):
             case Said(""):
                 return
             case Said(text) if edited:
@@ -126,6 +126,11 @@ class Loop:
                 self._talk.say_instead(self._talk.last_exchange().asked, text)
             case Invoked(name, argument):
                 ACTIONS[name](self._talk, argument)
+
+
+def _as_typed(message: str) -> str:
+    """The message as who typed it had to type it."""
+    return f" {message}" if message.startswith("/") else message
 
 
 def _reader(screen: Screen, talk: Talk, settings: Settings) -> Reader:

@@ -66,7 +66,7 @@ class StandIn:
         self.requests.append(request)
         self._cancelled.clear()
         prompt = request["prompt"]
-        if prompt == "die":
+        if prompt.endswith("die"):
             raise UnavailableError("runtime: the connection ended before the answer did; try again")
         session = request.get("session")
         if session is not None:
