@@ -17,6 +17,7 @@ HEAVY = {"llama_cpp", "numpy", "fastapi", "sqlite_utils", "asyncio"}
 """What no command pays for that does not need it: each takes 20 ms or more."""
 DEAR = HEAVY | {
     *("tqdm", "jinja2", "tomllib", "subprocess", "huggingface_hub", "importlib.metadata", "hashlib"),
+    "prompt_toolkit",
     "sqlite3",
 }
 

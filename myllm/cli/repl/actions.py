@@ -77,7 +77,8 @@ def _file(talk: Talk, argument: str) -> None:
 
 def _undo(talk: Talk, argument: str) -> None:
     asked = talk.last_exchange().asked
-    talk.enter(talk.store.move_head(talk.session().id, asked.parent))
+    talk.chat.session = talk.store.move_head(talk.session().id, asked.parent)
+    talk.look_back()
     talk.screen.say(f"undone: {shortened(asked.content)}")
 
 
@@ -88,10 +89,8 @@ def _retry(talk: Talk, argument: str) -> None:
 
 def _fork(talk: Talk, argument: str) -> None:
     old = talk.session()
-    talk.enter(talk.store.fork(old.id, name=argument or None))
-    talk.screen.say(
-        f"session {bottom_line.session_name(talk.session())}, from {bottom_line.session_name(old)}"
-    )
+    talk.chat.session = new = talk.store.fork(old.id, name=argument or None)
+    talk.screen.say(f"session {bottom_line.session_name(new)}, from {bottom_line.session_name(old)}")
 
 
 def _save(talk: Talk, argument: str) -> None:

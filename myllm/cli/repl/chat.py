@@ -37,6 +37,8 @@ class Chat:
     """What goes into every request as it is: loading options, deadline."""
     session: Session | None = None
     """None until the first message, and where nothing can be saved."""
+    unsaved: str | None = None
+    """The id that the Runtime gave a conversation that is not saved."""
     model: str | None = None
     system: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -57,9 +59,9 @@ class Chat:
         request = {**self.fixed, **self.settings, "op": "chat", "prompt": prompt, "directory": self.directory}
         if self.model is not None:
             request["model"] = self.model
-        if self.session is not None:
-            request["session"] = self.session.id
-        elif self.system is not None:
+        if session := self.session.id if self.session else self.unsaved:
+            request["session"] = session
+        if self.session is None and self.system is not None:
             request["system"] = self.system
         return request
 

@@ -78,6 +78,7 @@ KEYS: Final = (
     'Enter sends; Alt-Enter begins a new line, and so does Enter between """ and """.',
     "Tab completes commands, sessions, models, and files after /file or @.",
     "Ctrl-C stops an answer and keeps what came; Ctrl-D leaves.",
+    "Ctrl-X Ctrl-E opens what is typed in $EDITOR.",
     "A message that begins with / needs a space before it.",
 )
 _WIDE: Final = 80

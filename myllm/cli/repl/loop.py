@@ -10,7 +10,6 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 from myllm.cli.console import Streams
@@ -25,10 +24,12 @@ from myllm.cli.repl.talk import Talk
 from myllm.cli.repl.turn import TurnClient, Turns
 from myllm.conversation import Message, Session
 from myllm.errors import MyllmError
+from myllm.paths import state_dir
 from myllm.settings import Settings
 from myllm.storage.session_store import SessionStore
 
 HISTORY: Final = "chat_history"
+"""In the state folder: what was typed."""
 
 
 class Reader(Protocol):
@@ -51,14 +52,15 @@ def converse(
     settings: Settings,
     session: Session | None,
     request: Mapping[str, Any],
-    state_folder: Path,
 ) -> int:
     """A conversation at the terminal, until the user leaves: the exit status.
 
     `session` is the one to go on with, None to begin one at the first message. `request` holds what the
     command's options say of every turn (model, system, sampling parameters, loading options, …), without
-    `op`, `prompt` and `session`. What the user typed is kept in `state_folder`. SIGTERM ends the process by
-    that signal, once the terminal is as it was.
+    `op`, `prompt` and `session`. SIGTERM ends the process by that signal, once the terminal is as it was.
+
+    Raises ConfigError where there is no home, UnavailableError where there is no Runtime to begin with, and
+    IOFailureError and BrokenPipeError where nobody reads what is said.
     """
     screen = Screen(streams)
     chat = begun(request, session, os.getcwd())  # noqa: PTH109 — a request's text
@@ -71,7 +73,7 @@ def converse(
                 if session is not None:
                     talk.look_back()
                     talk.show_last()
-                Loop(talk, _reader(screen, talk, settings, state_folder / HISTORY)).run()
+                Loop(talk, _reader(screen, talk, settings)).run()
             finally:
                 turns.close()
     except Ended as ended:
@@ -94,7 +96,7 @@ class Loop:
         while True:
             edited, self._edited = self._edited, None
             try:
-                typed = self._reader.read(edited.content if edited else "")
+                typed = self._reader.read(_as_typed(edited.content) if edited else "")
             except KeyboardInterrupt:
                 self._talk.screen.streams.note("Ctrl-D leaves")
                 continue
@@ -111,7 +113,7 @@ class Loop:
                 self._talk.screen.streams.report(error)
 
     def _do(self, typed: str, edited: Message | None) -> None:
-        match Said(typed.strip()) if edited else parse(typed):
+        match parse(typed):
             case Said(""):
                 return
             case Said(text) if edited:
@@ -126,7 +128,12 @@ class Loop:
                 ACTIONS[name](self._talk, argument)
 
 
-def _reader(screen: Screen, talk: Talk, settings: Settings, history: Path) -> Reader:
+def _as_typed(message: str) -> str:
+    """The message as who typed it had to type it."""
+    return f" {message}" if message.startswith("/") else message
+
+
+def _reader(screen: Screen, talk: Talk, settings: Settings) -> Reader:
     if not (screen.obeys and screen.streams.stdin_is_terminal):
         from myllm.cli.repl.plain import PlainReader
 
@@ -134,7 +141,9 @@ def _reader(screen: Screen, talk: Talk, settings: Settings, history: Path) -> Re
     from myllm.cli.repl.prompt import PromptReader
 
     completions = Completions(lambda: _models(settings), lambda: _sessions(talk.store))
-    return PromptReader(screen, history, completions, lambda columns: bottom_line(talk.chat, columns))
+    return PromptReader(
+        screen, state_dir() / HISTORY, completions, lambda columns: bottom_line(talk.chat, columns)
+    )
 
 
 def _models(settings: Settings) -> Iterable[str]:

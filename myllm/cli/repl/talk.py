@@ -29,6 +29,12 @@ from myllm.storage.session_store import SessionStore
 
 _NEWEST: Final = 8
 """Messages read to find the last exchange; with calls of tools between them it may take all."""
+_CUT: Final[Mapping[str, str]] = {
+    "cancelled": "stopped; what came is kept, /retry asks again",
+    "length": "the answer is cut: max_tokens, or the window's end",
+    "deadline": "the answer is cut: its deadline passed",
+}
+"""What is said of an answer by its finish reason."""
 _CANNOT_KEEP: Final = (PermissionDeniedError, CannotCreateError, IOFailureError)
 
 
@@ -56,8 +62,8 @@ class Talk:
         files = [*self.chat.files, *map(read, mentioned(text))]
         if files:
             self.screen.say(f"with {', '.join(file.name for file in files)}")
-        self.chat.files = []
         self._turn(composed(files, text))
+        self.chat.files = []  # where the turn failed they go on waiting
 
     def say_instead(self, old: Message, text: str) -> None:
         """Sends `text` where `old` was said; the path goes on from there. Raises MyllmError.
@@ -75,7 +81,7 @@ class Talk:
     def _turn(self, prompt: str) -> None:
         chat = self.chat
         dropped = chat.last.get("usage", {}).get("dropped_messages", 0)
-        self._begin()
+        self._begin_if_possible()
         try:
             event = self._turns.ask(chat.request(prompt))
         finally:
@@ -83,24 +89,17 @@ class Talk:
         if error := event.get("error"):
             raise from_wire(error)
         chat.last, chat.answer = event, str(event.get("full_text", ""))
-        if chat.session is None and (made := event.get("session_id")):
-            chat.session = self.store.find(made)
+        if chat.session is None:
+            chat.unsaved = event.get("session_id")
         self._remark(event, dropped)
 
     def _remark(self, event: Mapping[str, Any], dropped_before: int) -> None:
         """What of an answer is not as it should be."""
         note = self.screen.streams.note
-        if event.get("usage", {}).get("dropped_messages", 0) != dropped_before and (
-            lost := losses(dict(event))
-        ):
-            note(lost)
-        reason = event.get("finish_reason")
-        if reason == "cancelled":
-            note("stopped; what came is kept, /retry asks again")
-        elif reason == "length":
-            note("the answer is cut: max_tokens, or the window, is full")
-        elif reason == "deadline":
-            note("the answer is cut: its deadline passed")
+        if event.get("usage", {}).get("dropped_messages", 0) != dropped_before:
+            note(losses(dict(event)) or "the whole conversation fits the window again")
+        if cut := _CUT.get(str(event.get("finish_reason"))):
+            note(cut)
 
     # ── the session ─────────────────────────────────────────────────────────────────────────
 
@@ -115,10 +114,12 @@ class Talk:
         session = self.session()
         for newest in (_NEWEST, None):
             path = self.store.path(session.id, newest)
-            for at in range(len(path) - 1, -1, -1):
-                if path[at].role == "user":
-                    answers = [message for message in path[at + 1 :] if message.role == "assistant"]
-                    return Exchange(path[at], answers[-1] if answers else None)
+            answered = None
+            for message in reversed(path):
+                if message.role == "user":
+                    return Exchange(message, answered)
+                if message.role == "assistant" and answered is None:
+                    answered = message
         raise UsageError("session: nothing has been said in it")
 
     def enter(self, session: Session) -> None:
@@ -167,7 +168,7 @@ class Talk:
             )
         return chat.session
 
-    def _begin(self) -> None:
+    def _begin_if_possible(self) -> None:
         """The same; where it cannot be kept the conversation goes on all the same, with one warning.
 
         Begun here and not by the Runtime, so that a turn that breaks off is not left without its session.

@@ -72,6 +72,15 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._leader, text.encode())
 
+    def paste(self, text: str) -> None:
+        """As terminals do: marked where the program wants that, and with Enter for each line's end."""
+        marked = f"\x1b[200~{text}\x1b[201~" if self.marks_pastes else text
+        self.type(marked.replace("\n", "\r"))
+
+    @property
+    def marks_pastes(self) -> bool:
+        return self.raw.rfind(b"\x1b[?2004h") > self.raw.rfind(b"\x1b[?2004l")
+
     def expect(self, text: str) -> None:
         """Waits for `text` after what was waited for last; escape sequences count for nothing."""
         self._wait(lambda: text in self.shown[self._read_until :], f"{text!r}")
@@ -80,7 +89,7 @@ class Terminal:
     def prompt(self) -> None:
         """Waits for the next prompt."""
         seen, self._asked = self._asked, self._asked + 1
-        self._wait(lambda: self.raw.count(CURSOR_ASKED) > seen, "a prompt")
+        self._wait(lambda: self.raw.count(CURSOR_ASKED) > seen and self.marks_pastes, "a prompt")
 
     def say(self, text: str, expected: str) -> None:
         """Sends a message or a command, waits for what it shows and for the next prompt."""

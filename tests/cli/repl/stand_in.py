@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from myllm.cli.console import Streams
@@ -67,7 +66,7 @@ class StandIn:
         self.requests.append(request)
         self._cancelled.clear()
         prompt = request["prompt"]
-        if prompt == "die":
+        if prompt.endswith("die"):
             raise UnavailableError("runtime: the connection ended before the answer did; try again")
         session = request.get("session")
         if session is not None:
@@ -107,10 +106,9 @@ def main() -> int:
     """The REPL, as `myllm chat` opens it."""
     from myllm.cli.repl import converse
 
-    folder: Path = state_dir()
-    store = SQLiteSessions(folder)
+    store = SQLiteSessions(state_dir())
     session = store.find(sys.argv[1]) if sys.argv[1:] else None
-    return converse(Streams(), lambda: StandIn(store), store, load(), session, {}, folder)
+    return converse(Streams(), lambda: StandIn(store), store, load(), session, {})
 
 
 if __name__ == "__main__":

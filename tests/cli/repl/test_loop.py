@@ -43,9 +43,23 @@ def test_retry_answers_again_and_keeps_the_old_answer(conversation: Conversation
 
 
 def test_edit_brings_the_message_back_and_sends_what_became_of_it(conversation: Conversation) -> None:
-    conversation.type("one", "two", "/edit", "/three")
-    assert conversation.before == ["", "", "", "two", ""]
-    assert conversation.path == ["one", "echo: oneone", "/three", "echo: /three/three"]
+    conversation.type("one", "two", "/edit", " /three", "/edit", "four")
+    assert conversation.before == ["", "", "", "two", "", " /three", ""]
+    assert conversation.path == ["one", "echo: oneone", "four", "echo: fourfour"]
+
+
+def test_a_command_in_place_of_an_edit_is_a_command(conversation: Conversation) -> None:
+    conversation.type("one", "/edit", "/tokens", "two")
+    assert "2 tokens at" in conversation.err
+    assert conversation.path == ["one", "echo: oneone", "two", "echo: twotwo"]
+
+
+@pytest.mark.parametrize("command", ["/undo", "/fork"])
+def test_what_the_options_said_outlives(conversation: Conversation, command: str) -> None:
+    conversation.type("one")
+    conversation.chat.model = "given"  # as by -m, for this command alone
+    conversation.type(command, "two")
+    assert conversation.client.requests[-1]["model"] == "given"
 
 
 def test_an_edit_that_is_dropped_changes_nothing(conversation: Conversation) -> None:
@@ -113,6 +127,14 @@ def test_a_file_waits_for_the_message_that_goes_with_it(conversation: Conversati
     assert conversation.path[0] == f"{name}:\n```\ninside\n```\n\nWhy?"
     assert conversation.path[2] == "And?"
     assert f"{name} (6 characters)" in conversation.err
+
+
+def test_a_file_goes_on_waiting_where_its_message_was_not_sent(
+    conversation: Conversation, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("inside")
+    conversation.type(f"/file {tmp_path / 'a.txt'}", "die", "Why?")
+    assert conversation.path[0].endswith("inside\n```\n\nWhy?")
 
 
 def test_files_can_be_let_go(conversation: Conversation, tmp_path: Path) -> None:
@@ -202,3 +224,10 @@ def test_a_message_without_an_answer_can_be_asked_again(conversation: Conversati
     assert failed.state is State.FAILED
     conversation.type("/edit hi")
     assert conversation.path == ["hi", "echo: hihi"]
+
+
+def test_a_conversation_that_is_not_saved_goes_on_under_the_id_it_was_given(
+    conversation: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation.chat.unsaved = "only-in-memory"
+    assert conversation.chat.request("hi")["session"] == "only-in-memory"

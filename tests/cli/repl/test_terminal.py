@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from myllm.cli.repl.held_input import PASTES_MARKED
 from myllm.storage.sessions import SQLiteSessions
 from tests.cli.repl.conftest import OpenTerminal, Terminal
 
@@ -21,11 +20,6 @@ def path(store: SQLiteSessions) -> list[str]:
     """What is on the path of the one session there is."""
     (session,) = store.page()
     return [message.content for message in store.path(session.id)]
-
-
-def pasted(text: str) -> str:
-    """What a terminal sends for a paste."""
-    return f"\x1b[200~{text}\x1b[201~".replace("\n", "\r")
 
 
 def test_a_message_is_answered_and_ctrl_d_leaves(terminal: OpenTerminal, store: SQLiteSessions) -> None:
@@ -53,7 +47,7 @@ def test_a_paste_of_500_lines_is_one_message(terminal: OpenTerminal, store: SQLi
     text = "\n".join(f"/line {number}" for number in range(500))
     screen = terminal()
     screen.prompt()
-    screen.type(pasted(text))
+    screen.paste(text)
     screen.say("", "500 lines: ")
     assert path(store)[0] == text
 
@@ -66,12 +60,25 @@ def test_a_paste_into_an_answer_waits_whole_for_the_next_prompt(
     screen.prompt()
     screen.type("count 60\r")
     screen.expect("3 4 5")
-    screen.type(pasted(text))
+    screen.paste(text)
     screen.expect("59 60 \n")
     screen.prompt()
     assert "pasted" not in screen.shown.partition("59 60")[0]
     screen.say("", "500 lines: ")
     assert path(store)[2] == text
+
+
+def test_keys_typed_into_an_answer_mean_the_same_at_the_next_prompt(
+    terminal: OpenTerminal, store: SQLiteSessions
+) -> None:
+    screen = terminal()
+    screen.prompt()
+    screen.type("count 20\r")
+    screen.expect("3 4 5")
+    screen.type(f"one{ALT_ENTER}two\r")
+    screen.expect("2 lines: one")
+    screen.prompt()
+    assert path(store)[2] == "one\ntwo"
 
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_came(terminal: OpenTerminal, store: SQLiteSessions) -> None:
@@ -249,7 +256,7 @@ def test_a_signal_to_end_keeps_what_came_of_the_answer(
     assert ended_by(screen, number)
     assert path(store)[1].startswith("1 2 3 4 5 6 7")
     assert screen.modes_now() == screen.modes
-    assert PASTES_MARKED not in screen.raw.decode().rpartition("5 6 7")[2]
+    assert not screen.marks_pastes
 
 
 def test_a_terminal_that_is_closed_ends_the_conversation(
