@@ -77,8 +77,7 @@ def _at_a_terminal(streams: Streams, configured: Settings, request: dict[str, An
     from myllm.client import connect
     from myllm.storage.sessions import SQLiteSessions
 
-    folder = paths.state_dir()
-    store = SQLiteSessions(folder)
+    store = SQLiteSessions(paths.state_dir())
     wanted, last = request.pop("session", None), request.pop("last", False)
     session = None
     if last:
@@ -93,7 +92,7 @@ def _at_a_terminal(streams: Streams, configured: Settings, request: dict[str, An
     of_turn = {key: value for key, value in request.items() if key not in ("op", "directory")}
     try:
         return converse(
-            streams, lambda: connect(configured, streams.note), store, configured, session, of_turn, folder
+            streams, lambda: connect(configured, streams.note), store, configured, session, of_turn
         )
     finally:
         store.close()
