@@ -1,61 +1,83 @@
-"""Text files that go along with a prompt, each under its name.
+"""Text files that go to the model with a message: read, refused, and written into it under their names.
 
-Owns what a file must be like, and how it is set into a prompt. Must not know requests.
+Must not know the terminal, sessions or requests.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import stat
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final, NamedTuple
 
-from myllm.cli.inputs import MAX_INPUT, Given
-from myllm.errors import BadDataError, IOFailureError, NotFoundError, PermissionDeniedError, UsageError
+from myllm.errors import BadDataError, IOFailureError, NotFoundError, PermissionDeniedError
 
-FENCES: Final = re.compile("`{3,}")
+LARGEST: Final = 1024 * 1024
+"""Bytes of one file where nobody can say how to cut it: more than the windows of models at home hold."""
+_MENTION: Final = re.compile(r"(?:^|(?<=\s))@(\S+)")
+_FENCES: Final = re.compile("`{3,}")
 
 
-def attach(paths: Sequence[str], given: Given) -> Given:
-    """What came on stdin, behind the texts of the files. Raises as `attachment`, and UsageError where a
-    conversation came.
+class Attachment(NamedTuple):
+    """A file's text, under the name that the user called it by."""
+
+    name: str
+    text: str
+
+
+def read(name: str, largest: int = LARGEST) -> Attachment:
+    """The file `name`. Raises NotFoundError, PermissionDeniedError, IOFailureError; BadDataError for what
+    is binary or has more than `largest` bytes.
     """
-    if given.messages is not None:
-        raise UsageError("--file: stdin is a conversation, and has its own messages; give one of them")
-    texts = [attachment(path) for path in paths]
-    return Given(text="\n\n".join([*texts, *([given.text] if given.text else [])]))
-
-
-def attachment(path: str) -> str:
-    """A file's text between fences, its name before them.
-
-    Raises BadDataError for what is no text or too large, NotFoundError, PermissionDeniedError and
-    IOFailureError.
-    """
-    text = _read(path)
-    fence = "`" * (max(map(len, FENCES.findall(text)), default=2) + 1)
-    name = os.path.basename(path)  # noqa: PTH119 — no pathlib on the warm path
-    return f"{name}:\n{fence}\n{text.removesuffix(chr(10))}\n{fence}"
-
-
-def _read(path: str) -> str:
+    path = at(name)
     try:
-        with open(path, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BadDataError(f"{path}: not a file; give a text file")
-            data = file.read(MAX_INPUT + 1)
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{path}: no such file") from error
+        if not path.is_file():
+            why = "not a file" if path.exists() else "no such file"
+            raise NotFoundError(f"{name}: {why}; check the path")
+        with path.open("rb") as file:
+            data = file.read(largest + 1)
     except PermissionError as error:
-        raise PermissionDeniedError(f"{path}: permission denied") from error
-    except OSError as error:
-        raise IOFailureError(f"{path}: {error.strerror or error}") from error
-    if len(data) > MAX_INPUT:
-        raise BadDataError(f"{path}: larger than {MAX_INPUT:,} bytes, which no request can hold")
-    if b"\0" in data:
-        raise BadDataError(f"{path}: binary, not text")
+        raise PermissionDeniedError(f"{name}: permission denied; make it readable to you") from error
+    except (OSError, ValueError) as error:
+        raise IOFailureError(f"{name}: cannot be read: {error}") from error
+    if len(data) > largest:
+        raise BadDataError(f"{name}: larger than {largest:,} bytes; give a part of it")
     try:
-        return data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise BadDataError(f"{path}: not UTF-8 at byte {error.start:,}; convert it first") from error
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise BadDataError(f"{name}: not UTF-8 text but binary; give a text file")
+    return Attachment(name, text)
+
+
+def at(name: str) -> Path:
+    """Where the user means; the `~` of nobody is a name like any other."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 — Path's own raises there
+
+
+def mentioned(message: str) -> list[str]:
+    """The names of files that a message of one line mentions as `@PATH`; `@` before anything else is text.
+
+    In longer messages, which are often pasted, nothing is a mention: code is full of `@`.
+    """
+    if "\n" in message:
+        return []
+    return [name for name in dict.fromkeys(_MENTION.findall(message)) if _is_file(name)]
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return at(name).is_file()
+    except (OSError, ValueError):  # too long, a NUL
+        return False
+
+
+def composed(files: Iterable[Attachment], message: str) -> str:
+    """The message, if any, with the files before it, each fenced by more backticks than it has itself."""
+    parts = []
+    for name, text in files:
+        fence = "`" * max(3, *(len(run) + 1 for run in _FENCES.findall(text)), 3)
+        parts.append(f"{name}:\n{fence}\n{text.rstrip(chr(10))}\n{fence}")
+    return "\n\n".join([*parts, *([message] if message else [])])

@@ -7,6 +7,7 @@ have, nor where models run.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from myllm.cli import options
@@ -14,7 +15,7 @@ from myllm.cli.console import Streams
 from myllm.cli.inputs import MAX_INPUT, Given, UpstreamError, compose, parse_input
 from myllm.cli.output import CountOutput, JsonlOutput, Output, TextOutput, losses, statistics
 from myllm.cli.progress import Progress
-from myllm.errors import BadDataError, DeadlineError, UnavailableError, from_wire
+from myllm.errors import BadDataError, DeadlineError, UnavailableError, UsageError, from_wire
 from myllm.protocol import TOKEN_START, encode, parse
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ def answer(
             output.done(error.line, parse(error.line))
             raise
         if values["files"]:
-            from myllm.cli.attachments import attach
-
-            given = attach(values["files"], given)
+            given = _with_files(values["files"], given)
         request |= compose(given, prompt)
         event = _run(streams, client, request, output, values)
     return _conclude(streams, event, values["verbose"])
@@ -77,6 +76,15 @@ def _read_stdin(streams: Streams, values: dict[str, Any]) -> Given:
                 f"stdin: more than {MAX_INPUT:,} bytes, which no request can hold; split it, or give --batch"
             )
     return parse_input(b"".join(chunks), values["input_mode"], values["field"])
+
+
+def _with_files(names: Sequence[str], given: Given) -> Given:
+    """What came on stdin, behind the texts of the files. Raises UsageError where a conversation came."""
+    from myllm.cli.attachments import composed, read
+
+    if given.messages is not None:
+        raise UsageError("--file: stdin is a conversation, and has its own messages; give one of them")
+    return Given(text=composed([read(name, MAX_INPUT) for name in names], given.text or ""))
 
 
 def _output(streams: Streams, as_text: bool, count: bool) -> Output:

@@ -129,7 +129,8 @@ def test_files_go_along_under_their_names(run: Run, fake_model: FakeModel, tmp_p
     notes = tmp_path / "notes.md"
     notes.write_text("one\n```\ntwo\n```\n")
     for command in (["chat"], ["gen"]):
-        text = run(*command, "-m", fake_model(), "-n", "-f", notes, "What is in it?").lines[-1]["full_text"]
+        words = [*command, "-m", fake_model(), "-n", "-f", notes.name, "What is in it?"]
+        text = run(*words, cwd=tmp_path).lines[-1]["full_text"]
         assert text.endswith("notes.md:\n````\none\n```\ntwo\n```\n````\n\nWhat is in it?")
 
 

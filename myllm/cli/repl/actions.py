@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from myllm.cli import attachments
 from myllm.cli.options import absolute
 from myllm.cli.output import statistics
-from myllm.cli.repl import attachments, bottom_line
+from myllm.cli.repl import bottom_line
 from myllm.cli.repl.chat import assigned
 from myllm.cli.repl.code_blocks import clipboard_sequence, code_blocks
 from myllm.cli.repl.commands import help_text

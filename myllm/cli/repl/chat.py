@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Final
 
-from myllm.cli.repl.attachments import Attachment
+from myllm.cli.attachments import Attachment
 from myllm.conversation import Session
 from myllm.errors import UsageError
 from myllm.protocol import MAX_SEED, SAMPLING, Parameter, checked_number

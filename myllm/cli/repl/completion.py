@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from myllm.cli.repl.attachments import at
+from myllm.cli.attachments import at
 from myllm.cli.repl.chat import SETTINGS
 from myllm.cli.repl.commands import COMMANDS
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
+from myllm.cli.attachments import composed, mentioned, read
 from myllm.cli.output import losses
-from myllm.cli.repl.attachments import composed, mentioned, read
 from myllm.cli.repl.chat import Chat
 from myllm.cli.repl.screen import Screen
 from myllm.cli.repl.turn import Turns

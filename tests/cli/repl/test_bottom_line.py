@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from myllm.cli.repl.attachments import Attachment
+from myllm.cli.attachments import Attachment
 from myllm.cli.repl.bottom_line import bottom_line
 from myllm.cli.repl.chat import Chat
 from tests.cli.repl.test_chat import SESSION

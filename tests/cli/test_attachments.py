@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from myllm.cli.repl.attachments import LARGEST, Attachment, composed, mentioned, read
+from myllm.cli.attachments import LARGEST, Attachment, composed, mentioned, read
 from myllm.errors import BadDataError, MyllmError, NotFoundError
 
 
