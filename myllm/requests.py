@@ -57,6 +57,7 @@ class GenRequest:
     deadline_ms: float | None = None
     priority: int = 0
     stream: bool = True
+    name_snapshot: bool = False
     sampling: dict[str, float] = field(default_factory=dict)
     logit_bias: dict[str, float] = field(default_factory=dict)
 
@@ -242,6 +243,7 @@ _CHECKS: Final[Mapping[str, Any]] = {
     "deadline_ms": lambda name, value: checked_number(name, value, _DEADLINE),
     "priority": _integer(0, 19),
     "stream": _flag,
+    "name_snapshot": _flag,
     "logit_bias": _logit_bias,
 }
 

@@ -33,6 +33,7 @@ LEAVES = {
         "protocol",
         "requests",
         "settings",
+        "snapshot_files",
     ),
     *("socket_file", "spawning", "tokenizer"),
 }

@@ -7,6 +7,7 @@ session_table's and session_pages', what is kept the store's; sessions as files 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,7 +34,8 @@ from myllm.cli.session_table import (
     session_record,
     session_table,
 )
-from myllm.errors import UsageError
+from myllm.errors import ConfigError, UsageError
+from myllm.snapshot_files import folder, forget
 
 if TYPE_CHECKING:
     from myllm.conversation import Session
@@ -255,8 +257,10 @@ def remove(streams: Streams, wanted: tuple[str, ...], older_than: float | None, 
 def _remove(store: SessionStore, session: Session) -> None:
     """A session and whatever is kept for it alone, while nobody takes a turn in it."""
     with store.turn(session.id, wait_seconds=0):
+        ends = [end for message in store.tree(session.id) if (end := message.answer.get("snapshot"))]
         store.remove(session.id)
-    # the place for its KV snapshots to go as well
+    with suppress(ConfigError):
+        forget(folder(), reversed(ends))
 
 
 def _agreed(streams: Streams, going: list[Session]) -> bool:

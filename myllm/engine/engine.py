@@ -52,8 +52,8 @@ class BatchingEngine:
         self._generations: dict[int, Generation] = {}
         self._embeds = EmbedsInFlight(runner, clock)
         self._arrivals = 0
-        self._ended: list[tuple[Slot, list[int], int]] = []
-        """Slots of requests that are over, with their tokens, and how many of these were on disk before."""
+        self._ended: list[tuple[Slot, list[int], Found]] = []
+        """Slots of requests that are over, with their tokens, and what of these was on disk before."""
         self._counters = Counters()
         self._inbox: queue.SimpleQueue[Callable[[], list[Message]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -321,9 +321,18 @@ class BatchingEngine:
     def _finish(self, generation: Generation, finish_reason: str) -> list[Message]:
         sequence = generation.sequence
         if sequence.slot and not generation.request.priority:  # a batch's are many, and seldom wanted again
-            self._ended.append((sequence.slot, list(sequence.slot.tokens), generation.stored.length))
+            self._ended.append((sequence.slot, list(sequence.slot.tokens), generation.stored))
+        known = self._snapshot(generation)
         self._forget(generation)
-        return generation.closing_events(finish_reason, self._clock())
+        *events, done = generation.closing_events(finish_reason, self._clock())
+        return [*events, done | known]
+
+    def _snapshot(self, generation: Generation) -> Message:
+        """What names the files in which a request's tokens are kept, where it asks for that."""
+        slot = generation.sequence.slot
+        if self._archive is None or slot is None or not generation.request.name_snapshot:
+            return {}
+        return {"snapshot": self._archive.name(slot.tokens)}
 
     def _fail(self, generation: Generation, error: MyllmError) -> Message:
         self._forget(generation)
@@ -372,10 +381,10 @@ class BatchingEngine:
         ended, self._ended = self._ended, []
         if self._archive is None or self._scheduler.layout.isolates:
             return
-        for slot, tokens, n_stored in ended:
-            for start, end in self._archive.gaps(tokens, n_stored):
+        for slot, tokens, stored in ended:
+            for start, end, within in self._archive.gaps(tokens, stored):
                 if self._scheduler.cache.holds(slot, tokens[:end]):  # else somebody has the slot already
-                    self._archive.put(tokens[:end], start, self._runner.read(slot.id, start, end))
+                    self._archive.put(tokens[:end], start, self._runner.read(slot.id, start, end), within)
 
     def _restore(self, sequence: Sequence, start: int) -> None:
         """Reads from disk what the books say is there from `start` on; where that fails, it starts again."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import orjson
@@ -38,7 +39,7 @@ STEP_TOKENS = 512
 
 
 class WordTokenizer:
-    """Words as tokens; ids are given out as words are met. Implements Vocabulary."""
+    """Words as tokens, by ids that are the same in every process. Implements Vocabulary."""
 
     special_tokens: Sequence[str] = SPECIAL
     bos, eos = 1, 2
@@ -48,7 +49,7 @@ class WordTokenizer:
 
     def __init__(self, *, add_bos: bool = False) -> None:
         self.add_bos = add_bos
-        self._pieces: list[str] = list(SPECIAL)
+        self._pieces: dict[int, str] = dict(enumerate(SPECIAL))
         self._ids: dict[str, int] = {}
         self._lock = threading.Lock()
         self._specials = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")
@@ -81,8 +82,10 @@ class WordTokenizer:
 
     def _id(self, piece: str) -> int:
         if piece not in self._ids:
-            self._ids[piece] = len(self._pieces)
-            self._pieces.append(piece)
+            token = len(SPECIAL) + crc32(piece.encode("utf-8", "replace")) % 2**30
+            while token in self._pieces:
+                token += 1
+            self._ids[piece], self._pieces[token] = token, piece
         return self._ids[piece]
 
 

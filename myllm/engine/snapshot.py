@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from myllm import paths
 from myllm.engine.kv_cache import common_prefix
 from myllm.errors import MyllmError
+from myllm.snapshot_files import Named, parsed
 
 BLOCK: Final = 256
 """Tokens of a block at most: a step of the disk's work, and about what a turn of a conversation adds."""
@@ -35,7 +36,6 @@ SHORTEST: Final = 32
 MAGIC: Final = b"MyLLM KV 01\n"
 HEADER: Final = struct.Struct("<12s32sIQQ")
 """Magic, identity, number of tokens, bytes of payload, checksum of the rest: tokens as int32, the payload."""
-SUFFIX: Final = ".kv"
 NAME_BYTES: Final = 16
 MAX_WAITING: Final = 512 * 2**20
 """Bytes that may wait to be written."""
@@ -69,6 +69,13 @@ class Found(NamedTuple):
 
     blocks: tuple[Block, ...] = ()
     length: int = 0
+
+    @property
+    def within(self) -> str:
+        """What the last block's end is called, where it is not reached."""
+        last = self.blocks[-1] if self.blocks else None
+        named = parsed(last.path.name) if last and last.used < last.size else None
+        return named.end if named else ""
 
 
 NOT_FOUND: Final = Found()
@@ -121,17 +128,26 @@ class Snapshots:
             os.utime(block.path)
         return body[4 * head.size :]
 
-    def gaps(self, tokens: Sequence[int], length: int) -> list[tuple[int, int]]:
-        """Stretches of `tokens`, start and end, that are to be written so that all of them are there;
-        `length` of them are known to be."""
-        return list(pairwise([*range(length, len(tokens), BLOCK), len(tokens)])) if self.keeps(tokens) else []
+    def name(self, tokens: Sequence[int]) -> str:
+        """What `tokens` are the end of, in the names of files."""
+        return Beginnings(self._identity, tokens).name(len(tokens))
 
-    def write(self, tokens: Sequence[int], start: int, payload: Payload) -> None:
-        """Keeps the payload of the positions from `start` to the end of `tokens`. Raises OSError."""
+    def gaps(self, tokens: Sequence[int], stored: Found) -> list[tuple[int, int, str]]:
+        """Stretches of `tokens` that are to be written so that all of them are there, those of `stored` being
+        there: start, end, and what `write` is to know of where the start is."""
+        if not self.keeps(tokens):
+            return []
+        edges = pairwise([*range(stored.length, len(tokens), BLOCK), len(tokens)])
+        return [(start, end, stored.within if start == stored.length else "") for start, end in edges]
+
+    def write(self, tokens: Sequence[int], start: int, payload: Payload, within: str = "") -> None:
+        """Keeps the payload of the positions from `start` to the end of `tokens`; `within` is the end of the
+        block that it branches off from, if any. Raises OSError.
+        """
         paths.make_private(self._folder)
         beginnings = Beginnings(self._identity, tokens)
         size = len(tokens) - start
-        name = f"{beginnings.name(start)}-{size}-{beginnings.name(len(tokens))}{SUFFIX}"
+        name = str(Named(beginnings.name(start), size, beginnings.name(len(tokens)), within))
         body = np.concatenate((np.array(tokens[start:], "<i4").view(np.uint8), payload))
         head = HEADER.pack(MAGIC, self._identity, size, len(payload), checksum(body))
         partial = self._folder / f".{os.getpid()}-{next(self._numbers)}"
@@ -192,10 +208,8 @@ class Snapshots:
             return self._listed
         there: dict[str, list[tuple[int, str, Path]]] = {}
         for entry in self._entries():
-            beginning, _, rest = entry.name.removesuffix(SUFFIX).partition("-")
-            size, _, end = rest.partition("-")
-            if entry.name.endswith(SUFFIX) and size.isascii() and size.isdigit():
-                there.setdefault(beginning, []).append((int(size), end, Path(entry.path)))
+            if named := parsed(entry.name):
+                there.setdefault(named.beginning, []).append((named.size, named.end, Path(entry.path)))
         self._listed, self._listed_at = there, changed
         return there
 
@@ -218,11 +232,11 @@ class Archive(Snapshots):
 
     def __init__(self, folder: Path, identity: str, max_bytes: int) -> None:
         super().__init__(folder, identity, max_bytes)
-        self._waiting: queue.Queue[tuple[Sequence[int], int, Payload] | None] = queue.Queue()
+        self._waiting: queue.Queue[tuple[Sequence[int], int, Payload, str] | None] = queue.Queue()
         self._n_bytes = 0
         self._thread: threading.Thread | None = None
 
-    def put(self, tokens: Sequence[int], start: int, payload: Payload) -> None:
+    def put(self, tokens: Sequence[int], start: int, payload: Payload, within: str = "") -> None:
         """Has a payload written soon, as `write` would; not where the disk is far behind."""
         if self._n_bytes + len(payload) > MAX_WAITING:
             return
@@ -230,7 +244,7 @@ class Archive(Snapshots):
             self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
             self._thread.start()
         self._n_bytes += len(payload)
-        self._waiting.put((tokens, start, payload))
+        self._waiting.put((tokens, start, payload, within))
 
     def wait(self, seconds: float) -> None:
         """Until all that was put is written, at most so long."""

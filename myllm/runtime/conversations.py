@@ -46,6 +46,8 @@ NOT_WRITABLE: Final = (PermissionDeniedError, CannotCreateError)
 """Why a session cannot be kept here at all: said, and no failure."""
 NOT_WRITTEN: Final = (IOFailureError, TryAgainError)
 """Why it could not be kept this time: the answer is shown, and the command fails."""
+SNAPSHOT: Final = "snapshot"
+"""In a done event of a backend and an answer's facts: what names its files, see snapshot_files.py."""
 SENT: Final = "sent"
 """In an answer's facts: how many messages, instructions aside, it was made from. The next begins there, too,
 so that a conversation of thousands costs no more than one of ten."""
@@ -136,7 +138,10 @@ class Turn:
         self.request = replace(
             self.request,
             op="gen",
-            wire={"on_overflow": "turns", **self.session.settings, **wire, "messages": given + messages},
+            wire={
+                **{"on_overflow": "turns", **self.session.settings, **wire},
+                **{"messages": given + messages, "name_snapshot": True},
+            },
         )
 
     def saved(self, reply: Reply, model: Model, window: int | None) -> Saved:
@@ -214,9 +219,10 @@ class Saved(Wrapper):
         if self._writing:
             await asyncio.wait({self._writing})
         event = self._turn.counted(event)
+        snapshot = event.pop(SNAPSHOT, None)
         trouble = self._turn.trouble
         try:
-            await in_daemon_thread(lambda: self._write_all(event))
+            await in_daemon_thread(lambda: self._write_all(event, snapshot))
         except MyllmError as error:
             trouble = error
         except Exception as error:  # noqa: BLE001 — a bug here must not keep the answer from its asker
@@ -227,13 +233,13 @@ class Saved(Wrapper):
             event = {**event, **events.failed(type(trouble)(f"the answer is not saved: {trouble}"))}
         self.inner.done(event)
 
-    def _write_all(self, event: Event) -> None:
+    def _write_all(self, event: Event, snapshot: str | None) -> None:
         content, reasoning = _said(self._lines)
         content = event.get("full_text", content)
         try:
             if content or "error" not in event:
                 state = State.WHOLE if event.get("finish_reason") in ("stop", "length") else State.CUT
-                facts = self._turn.facts(event, self._model)
+                facts = self._turn.facts(event, self._model) | ({SNAPSHOT: snapshot} if snapshot else {})
                 reasoning = event.get("reasoning_text", reasoning)
                 self._turn.write(content, state, reasoning=reasoning, answer=facts)
                 self._turn.remember(self._model.name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from myllm import paths, settings
+from myllm import settings, snapshot_files
 from myllm.engine import Kept
 from myllm.errors import MyllmError
 
@@ -18,6 +18,6 @@ def where_kept(model: Path) -> Kept | None:
 
     try:
         max_bytes = settings.load().snapshots_max_size
-        return Kept(paths.cache_dir() / "kv", max_bytes, fingerprint(model)) if max_bytes else None
+        return Kept(snapshot_files.folder(), max_bytes, fingerprint(model)) if max_bytes else None
     except MyllmError:  # no home, say
         return None

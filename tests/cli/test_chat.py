@@ -18,6 +18,7 @@ import pytest
 
 from myllm import paths
 from myllm.conversation import Message, State
+from myllm.snapshot_files import folder
 from myllm.socket_file import socket_path
 from myllm.storage.sessions import SQLiteSessions, sessions_file
 
@@ -96,9 +97,9 @@ def test_continue_takes_the_last_session_of_this_folder_first(
 ) -> None:
     model = fake_model()
     here, there = tmp_path / "here", tmp_path / "there"
-    for folder in (here, there):
-        folder.mkdir()
-        run("chat", "-m", model, "-s", folder.name, "-n", "one", cwd=folder)
+    for place in (here, there):
+        place.mkdir()
+        run("chat", "-m", model, "-s", place.name, "-n", "one", cwd=place)
     run("chat", "-c", "-n", "two", cwd=here)
     run("chat", "-c", "-n", "three", cwd=tmp_path)  # the last one of all
     assert [content for role, content, _ in said("here") if role == "user"] == ["one", "two", "three"]
@@ -322,3 +323,25 @@ def test_a_long_conversation_in_a_small_window_seldom_reads_anything_again(
     assert 0 == dropped[40] < dropped[-1]
     assert len(set(dropped)) <= 5  # seldom, and then many at once
     assert reused >= 0.85 * 80
+
+
+def kept_tokens() -> int:
+    return sum(int(file.name.split("-")[1]) for file in folder().iterdir())
+
+
+def test_a_session_that_is_removed_takes_along_what_was_computed_for_it_alone(
+    run: Run, fake_model: FakeModel
+) -> None:
+    model = fake_model(template="chatml", window=4096, tokens=["Yes", "."])
+    common = " ".join(f"word{number}" for number in range(300))
+    for name in ("one", "two"):
+        for text in ("a question", "another one"):
+            own = " ".join(f"{name}{number}" for number in range(50))
+            run("chat", "-m", model, "-s", name, "-n", f"{common} {text} {own}")
+    together = kept_tokens()
+    run("sessions", "rm", "-y", "one")
+    assert 350 < kept_tokens() < 0.7 * together
+    event = run("chat", "-s", "two", "-n", "go on").lines[-1]
+    assert event["usage"]["cached_tokens"] > 0.9 * event["usage"]["prompt_tokens"] - 10
+    run("sessions", "rm", "-y", "two")
+    assert kept_tokens() == 0

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from myllm.engine.kv_cache import common_prefix
 from myllm.engine.snapshot import BLOCK, HEADER, SHORTEST, Payload, Snapshots, checksum
+from myllm.snapshot_files import forget
 
 MANY = 2**30
 
@@ -22,8 +23,8 @@ def payload_of(tokens: list[int], start: int) -> Payload:
 
 
 def keep(snapshots: Snapshots, tokens: list[int]) -> None:
-    for start, end in snapshots.gaps(tokens, snapshots.find(tokens).length):
-        snapshots.write(tokens[:end], start, payload_of(tokens[:end], start))
+    for start, end, within in snapshots.gaps(tokens, snapshots.find(tokens)):
+        snapshots.write(tokens[:end], start, payload_of(tokens[:end], start), within)
 
 
 def restored(snapshots: Snapshots, tokens: list[int]) -> list[int]:
@@ -180,3 +181,16 @@ def test_a_folder_that_is_not_there_or_holds_other_things_is_no_error(tmp_path: 
     for name in ("x", "-1-.kv", f"{block.name.split('-')[0]}-9²-1.kv", "a-b.kv"):
         (tmp_path / "kv" / name).write_bytes(b"?" * 100)
     assert restored(snapshots, tokens) == tokens
+
+
+def test_what_is_forgotten_goes_but_for_what_others_go_on_from(tmp_path: Path, snapshots: Snapshots) -> None:
+    common = list(range(400))
+    one, two = [*common, *[7001] * 300], [*common, *[7002] * 300]
+    for tokens in (one, two):
+        keep(snapshots, tokens)
+    forget(tmp_path / "kv", [snapshots.name(one)])
+    assert restored(snapshots, two) == two
+    assert len(restored(snapshots, one)) == 512  # the block that the other branches off from is whole
+    forget(tmp_path / "kv", ["nothing", snapshots.name(two)])
+    assert files(tmp_path / "kv") == []
+    forget(tmp_path / "none", [snapshots.name(two)])
