@@ -67,7 +67,7 @@ def test_a_model_whose_file_is_gone_can_be_unloaded(run: Run, fake_model: FakeMo
 def test_an_idle_model_is_loaded_wider_for_a_prompt_over_its_window_and_a_busy_one_is_not(
     run: Run, fake_model: FakeModel
 ) -> None:
-    model = fake_model(window=100, ms_per_token=50)
+    model = fake_model(window=100, ms_per_token=500)
     assert run("load", model, "--context", 8, "--pin").status == 0
     prompt = " ".join("word" for _ in range(20))
     with running("gen", "-n", "-m", model, "a b c d e", "--context", 8, "--ignore-eos"):
