@@ -15,7 +15,7 @@ from myllm.spawning import WorkerProcess
 if TYPE_CHECKING:
     from myllm.settings import Settings
 
-CLOSE_WAIT: Final = 0.1
+CLOSE_WAIT: Final = 0.05
 """Seconds that closing waits for the worker's end; what is not over by then ends by itself."""
 
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tests.bench.commands import WORDS
@@ -120,7 +119,11 @@ class Home:
         environment = {**kept, "HOME": str(self._folder), **variables}
         words = [sys.executable, "-m", "myllm", *map(str, command)]
         with subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment, cwd=Path.cwd()
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
         ) as process:
             yield process
 
