@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from myllm import events, paths
 from myllm.conversation import Message, Session, State
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from myllm.protocol import Message as Event
     from myllm.storage.session_store import SessionStore
 
-T = TypeVar("T")
+Sent = dict[str, Any]
+"""A message as a template takes it."""
 WRITTEN_EVERY: Final = 1.0
 """Seconds between two moments at which an answer is kept as far as it has come: more is never lost."""
 LOOKED_BACK: Final = 16
@@ -46,6 +47,8 @@ NOT_WRITABLE: Final = (PermissionDeniedError, CannotCreateError)
 """Why a session cannot be kept here at all: said, and no failure."""
 NOT_WRITTEN: Final = (IOFailureError, TryAgainError)
 """Why it could not be kept this time: the answer is shown, and the command fails."""
+UNSAVED: Final = "unsaved-"
+"""How ids begin of sessions that only this process has: no store's do."""
 SNAPSHOT: Final = "snapshot"
 """In a done event of a backend and an answer's facts: what names its files, see snapshot_files.py."""
 SENT: Final = "sent"
@@ -59,6 +62,8 @@ class Conversations:
     def __init__(self, store: SessionStore | None = None) -> None:
         self._store = store or SQLiteSessions(paths.state_dir())
         self._turns: set[asyncio.Task[None]] = set()
+        self._unsaved: dict[str, list[Sent]] = {}
+        """What was said in sessions that cannot be kept anywhere else, by ids of this Runtime's."""
 
     @asynccontextmanager
     async def turn(self, request: Request, call: Call) -> AsyncIterator[Turn]:
@@ -67,11 +72,11 @@ class Conversations:
         Raises TryAgainError where another has it for long, and whatever the store raises but for what lets a
         model answer unsaved.
         """
-        turn = Turn(self._store, request, self._keep)
+        turn = Turn(self._store, self._unsaved, request, self._keep)
         beginning = asyncio.ensure_future(in_daemon_thread(turn.begin))
         try:
             await asyncio.shield(beginning)
-            if isinstance(turn.trouble, NOT_WRITABLE):
+            if isinstance(turn.trouble, NOT_WRITABLE):  # said once: the next turn is in a session of ours
                 call.event(events.note(f"not saved: {turn.trouble}"))
             yield turn
         except BaseException:
@@ -95,43 +100,41 @@ class Turn:
     """One turn: the session, and the `request` with all that is sent. Its methods but `saved` block."""
 
     def __init__(
-        self, store: SessionStore, request: Request, keep: Callable[[Any], asyncio.Task[None]]
+        self,
+        store: SessionStore,
+        unsaved: dict[str, list[Sent]],
+        request: Request,
+        keep: Callable[[Any], asyncio.Task[None]],
     ) -> None:
         if not isinstance(request.asked, GenRequest):
             raise InternalError("chat: nothing to say was parsed")
         self._store, self._wanted, self._asked = store, request.turn, request.asked
-        self._keep_task = keep
+        self._unsaved, self._keep_task = unsaved, keep
         self.request = request
         self.session = Session(id="", name=None, created=0, updated=0)
         self.trouble: MyllmError | None = None
         """Why nothing is kept of it."""
         self._held = ExitStack()
+        self._has_turn = False
         self._n_unsent = self._n_sent = 0
         self._window: int | None = None
         self._answer: Message | None = None
+        self._messages: list[Sent] = []
 
     def begin(self) -> None:
         """Finds or makes the session, waits for its turn, and keeps what the user says."""
-        new = [m for m in self._asked.conversation() if m["role"] != "system"]
-        system = "\n\n".join(m["content"] for m in self._asked.conversation() if m["role"] == "system")
+        conversation = self._asked.conversation()
+        new = [message for message in conversation if message["role"] != "system"]
+        system = "\n\n".join(message["content"] for message in conversation if message["role"] == "system")
         if not new:
             raise UsageError("chat: there is nothing to answer; give a prompt")
-        before: list[Message] = []
-        try:
-            self.session = _session(self._store, self._wanted, self.request.model.name, system)
-            self._held.enter_context(self._store.turn(self.session.id))
-            self.session = self._store.find(self.session.id, owner=self.session.owner)
-            before = _sent_before(self._store, self.session)
-            self._n_unsent = self.session.n_messages - len(before)
-            for message in new:
-                extra = {"name": message["name"]} if "name" in message else {}
-                self._store.append(self.session.id, message["role"], message["content"], extra=extra)
-        except (*NOT_WRITABLE, *NOT_WRITTEN) as error:
-            if self.session.id and not self._is_held():
-                raise  # another has the turn
-            self.trouble = error
-        messages = [m.to_wire() for m in before if m.state is not State.FAILED and m.content] + new
+        if (known := self._unsaved.get(self._wanted.session or "")) is not None:
+            self.session = replace(self.session, id=self._wanted.session or "")
+            messages = [*known, *new]
+        else:
+            messages = [*self._begin_kept(new, system), *new]
         self._n_sent = len(messages)
+        self._messages = messages
         instructions = system or self.session.system
         given = [{"role": "system", "content": instructions}] if instructions else []
         wire = {key: value for key, value in self.request.wire.items() if key not in ("prompt", "system")}
@@ -144,6 +147,32 @@ class Turn:
             },
         )
 
+    def _begin_kept(self, new: list[Sent], system: str) -> list[Sent]:
+        """What was said before that is to be sent; what is new is kept, unless there is `trouble`."""
+        before: list[Message] = []
+        try:
+            self.session = _session(self._store, self._wanted, self.request.model.name, system)
+            before = self._look_back()
+            self._held.enter_context(self._store.turn(self.session.id))
+            self._has_turn = True
+            before = self._look_back()  # others may have had theirs while we waited
+            for message in new:
+                extra = {"name": message["name"]} if "name" in message else {}
+                self._store.append(self.session.id, message["role"], message["content"], extra=extra)
+        except (*NOT_WRITABLE, *NOT_WRITTEN) as error:
+            if isinstance(error, TryAgainError) and self.session.id and not self._has_turn:
+                raise  # another has it
+            self.trouble = error
+            if isinstance(error, NOT_WRITABLE):
+                self.session = replace(self.session, id=f"{UNSAVED}{len(self._unsaved) + 1}")
+        return [m.to_wire() for m in before if m.state is not State.FAILED and m.content]
+
+    def _look_back(self) -> list[Message]:
+        self.session = self._store.find(self.session.id, owner=self.session.owner)
+        before = _sent_before(self._store, self.session)
+        self._n_unsent = self.session.n_messages - len(before)
+        return before
+
     def saved(self, reply: Reply, model: Model, window: int | None) -> Saved:
         """The reply that keeps the answer before it passes its done event on to `reply`."""
         self._window = window
@@ -151,7 +180,9 @@ class Turn:
 
     def write(self, content: str, state: State, **known: Any) -> None:
         """Keeps the answer as far as it has come. Raises MyllmError."""
-        if self.trouble:
+        if self.session.id.startswith(UNSAVED):
+            self._unsaved[self.session.id] = [*self._messages, {"role": "assistant", "content": content}]
+        if self.trouble or self.session.id.startswith(UNSAVED):
             return
         if self._answer is None:
             self._answer = self._store.append(self.session.id, "assistant", "", state=State.OPEN)
@@ -160,7 +191,7 @@ class Turn:
 
     def remember(self, model: str) -> None:
         """Has a session that named none go on with this model. Raises MyllmError."""
-        if self.session.model is None and not self.trouble:
+        if self.session.model is None and self._answer is not None:
             self._store.update(replace(self.session, model=model))
 
     def end(self) -> None:
@@ -182,9 +213,6 @@ class Turn:
         known = ("model", "finish_reason", "usage", "timings", "seed")
         facts = {key: event[key] for key in known if key in event}
         return {**facts, "fingerprint": fingerprint(model.path), SENT: self._n_sent}
-
-    def _is_held(self) -> bool:
-        return bool(self._held._exit_callbacks)  # type: ignore[attr-defined]
 
 
 class Saved(Wrapper):

@@ -16,7 +16,8 @@ from typing import Any
 import orjson
 import pytest
 
-from myllm import paths
+from myllm import paths, settings
+from myllm.client import connect
 from myllm.conversation import Message, State
 from myllm.snapshot_files import folder
 from myllm.socket_file import socket_path
@@ -265,6 +266,20 @@ def test_where_nothing_can_be_kept_the_answer_comes_with_a_warning(
     ended = run("chat", "-m", fake_model(tokens=["Yes"]), "-s", "t", "-t", "-n", "one")
     assert (ended.status, ended.out) == (0, b"Yes\n")
     assert "not saved" in ended.err
+
+
+def test_a_conversation_that_cannot_be_kept_goes_on_in_its_runtime(
+    run: Run, fake_model: FakeModel, home: Path
+) -> None:
+    """As at a terminal, where one Runtime has all turns."""
+    (home / ".local").mkdir(exist_ok=True)
+    (home / ".local" / "state").write_text("in the way")
+    request = {"op": "chat", "model": str(fake_model(template="chatml")), "prompt": "My name is Ada."}
+    with connect(settings.load(), lambda note: None) as client:
+        *_, first = map(orjson.loads, client.stream(request))
+        again = {**request, "prompt": "And yours?", "session": first["session_id"]}
+        *_, second = map(orjson.loads, client.stream(again))
+    assert second["full_text"].index("My name is Ada.") < second["full_text"].index("And yours?")
 
 
 def test_a_store_of_a_newer_version_is_refused_untouched(run: Run, fake_model: FakeModel) -> None:
