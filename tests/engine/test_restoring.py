@@ -6,6 +6,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,21 +172,40 @@ TEXT = "The sea was calm that morning, and the boats went out one after the othe
 
 
 @pytest.fixture
-def real(smollm2_path: Path, folder: Path) -> Iterator[Open]:
-    """Opens the model anew, as a process of its own would; one at a time."""
+def opened_anew(folder: Path) -> Iterator[Open]:
+    """Opens a model anew, as a process of its own would; one at a time."""
     last: list[Engine] = []
 
-    def start(options: LoadOptions | None = None, name: str = "a model") -> Asked:
+    def start(model: Path, options: LoadOptions | None = None, name: str = "a model") -> Asked:
         while last:
             last.pop().close()
         kept, chosen = Kept(folder, 2**30, name), options or LoadOptions()
-        asked = Asked(lambda emit: open_engine(smollm2_path, chosen, emit, lambda _: None, kept=kept))
+        asked = Asked(lambda emit: open_engine(model, chosen, emit, lambda _: None, kept=kept))
         last.append(asked.engine)
         return asked
 
     yield start
     while last:
         last.pop().close()
+
+
+@pytest.fixture
+def real(opened_anew: Open, smollm2_path: Path) -> Open:
+    return partial(opened_anew, smollm2_path)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_answers_past_a_sliding_window_are_restored_as_they_were(
+    opened_anew: Open, gemma3_path: Path
+) -> None:
+    for number in range(20):
+        text = f"<bos>Story {number}. {TEXT * 5}"  # 850 tokens, of which the window holds 512
+        expected = opened_anew(gemma3_path).ask(text, max_tokens=16, sampling=GREEDY)
+        event = opened_anew(gemma3_path).ask(text, max_tokens=16, sampling=GREEDY)
+        assert n_prompt(event) > 600
+        assert (event["full_text"], cached(event)) == (expected["full_text"], n_prompt(event) - 1)
 
 
 @pytest.mark.model
