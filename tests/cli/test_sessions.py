@@ -581,9 +581,12 @@ def test_in_a_read_only_home_sessions_are_read_and_nothing_is_changed(
 
 def test_without_a_home_it_says_so(run: Run) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
-    ended = run(
-        "sessions", env={**environment, "HOME": ""}, under=["setpriv", "--reuid", "54321", "--clear-groups"]
+    nobody = (
+        "import pwd, runpy, sys; del sys.argv[1:4]; pwd.getpwuid = {}.__getitem__; "
+        "runpy.run_module('myllm', run_name='__main__')"
     )
+    under = [sys.executable, "-c", nobody]
+    ended = run("sessions", env={**environment, "HOME": ""}, under=under)
     assert (ended.status, ended.err.count("\n")) == (78, 1)
 
 

@@ -35,10 +35,11 @@ def kept() -> list[Message]:
         return store.path(store.find(SESSION).id)
 
 
-def take_turns(daemon: Daemon, model: Path, prefix: str) -> tuple[list[str], str]:
+def take_turns(daemon: Daemon, model: Path, prefix: str, begin: Callable[[], None]) -> tuple[list[str], str]:
     """Turns until the daemon dies: what was answered to the end, and what had been asked when it died."""
     answered: list[str] = []
     with daemon.client() as client:
+        begin()
         while True:
             asked = f"{prefix}-{len(answered)}"
             try:
@@ -61,8 +62,7 @@ def test_a_daemon_that_is_killed_keeps_every_turn_that_it_acknowledged(
         daemon = launch()
         daemon.done(chat(model, f"{life}-first"))  # loads, and makes the session
         killer = threading.Timer(source.uniform(0, 0.4), daemon.signal, [signal.SIGKILL])
-        killer.start()
-        answered, asked = take_turns(daemon, model, str(life))
+        answered, asked = take_turns(daemon, model, str(life), killer.start)
         killer.join()
         assert daemon.ended() == -signal.SIGKILL
         acknowledged += [f"{life}-first", *answered]
