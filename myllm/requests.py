@@ -122,10 +122,16 @@ class EmbedRequest:
         return request
 
 
+def _checked(message: Message, checks: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given of the keys of `checks`. Raises UsageError."""
+    return {
+        name: check(name, message[name]) for name, check in checks.items() if message.get(name) is not None
+    }
+
+
 def _fill(request: object, message: Message, checks: Mapping[str, Any]) -> None:
-    for name, check in checks.items():
-        if message.get(name) is not None:
-            setattr(request, name, check(name, message[name]))
+    for name, value in _checked(message, checks).items():
+        setattr(request, name, value)
 
 
 def _refuse_unknown(message: Message, known: frozenset[str]) -> None:
@@ -326,11 +332,7 @@ class Wanted(NamedTuple):
     @classmethod
     def parse(cls, message: Message) -> Wanted:
         """Checks the keys of `WANTED`. Raises UsageError."""
-        given = {
-            name: check(name, message[name])
-            for name, check in WANTED.items()
-            if message.get(name) is not None
-        }
+        given = _checked(message, WANTED)
         return cls(
             given.get("model"),
             LoadOptions.parse(given.get("options", {})),
@@ -368,11 +370,7 @@ class InSession(NamedTuple):
     @classmethod
     def parse(cls, message: Message) -> InSession:
         """Checks the keys of `IN_SESSION`. Raises UsageError."""
-        given = {
-            name: check(name, message[name])
-            for name, check in IN_SESSION.items()
-            if message.get(name) is not None
-        }
+        given = _checked(message, IN_SESSION)
         if given.get("last") and "session" in given:
             raise UsageError("request: give a session, or last")
         return cls(**given)

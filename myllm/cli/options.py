@@ -24,8 +24,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
 
 LOGIT_BIAS: Final = "logit_bias."
-COMPLETED_SESSIONS: Final = 200
-"""Sessions, the newest, whose names are completed."""
 MAX_BIAS: Final = 1e9
 PATIENT: Final = 1
 """The priority of many in flight: whoever waits at a terminal comes first."""
@@ -172,17 +170,10 @@ def input_options(what: str) -> Decorator[Any]:
 
 
 def complete_session(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    """The newest sessions' names for the shell's TAB."""
-    from click.shell_completion import CompletionItem
+    """Sessions' names for the shell's TAB."""
+    from myllm.cli import session_choice
 
-    from myllm import paths
-    from myllm.storage.sessions import SQLiteSessions
-
-    try:
-        found = SQLiteSessions(paths.state_dir()).page(limit=COMPLETED_SESSIONS)
-    except MyllmError:
-        return []
-    return [CompletionItem(s.name) for s in found if s.name and s.name.startswith(incomplete)]
+    return session_choice.complete_session(ctx, param, incomplete)
 
 
 def session_option(text: str) -> Decorator[Any]:
