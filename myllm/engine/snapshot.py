@@ -182,7 +182,8 @@ class Snapshots:
                 return Block(path, at, size, size)
         parts = [(self._shared(path, size, tokens, at), size, path) for size, _, path in candidates]
         used, size, path = max(parts, default=(0, 0, Path()))
-        return Block(path, at, size, used) if used >= SHORTEST else None
+        enough = min(SHORTEST, max(len(tokens) - at, 1))  # the rest of a prompt may be shorter
+        return Block(path, at, size, used) if used >= enough else None
 
     def _shared(self, path: Path, size: int, tokens: Sequence[int], at: int) -> int:
         """How many of a block's tokens go on as `tokens` do from `at`."""

@@ -79,6 +79,12 @@ def test_the_longest_common_beginning_is_found_but_for_a_few_tokens(
         assert len(tokens) < SHORTEST or restored(snapshots, tokens) == tokens
 
 
+def test_the_end_of_a_prompt_is_found_however_little_of_a_block_it_is(snapshots: Snapshots) -> None:
+    tokens = list(range(BLOCK + 100))
+    keep(snapshots, tokens)
+    assert restored(snapshots, tokens[: BLOCK + 2]) == tokens[: BLOCK + 2]
+
+
 def test_ten_with_one_beginning_take_little_more_than_one(tmp_path: Path) -> None:
     def size(folder: Path, n: int) -> int:
         snapshots = Snapshots(folder, "a model", MANY)
